@@ -6,7 +6,7 @@
 __all__ = ['RATE', 'COLORS', 'use_style', 'check_wave', 'resample', 'load', 'save', 'players', 'player', 'plot_waves', 'stft',
            'istft', 'plot_spectrogram']
 
-# %% ../nbs/00_audio.ipynb #1f12c5a4
+# %% ../nbs/00_audio.ipynb #45a28ac8
 import base64, html, io, math, os, struct, tempfile, wave
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 import torchaudio.functional as AF
 from IPython.display import HTML
 
-# %% ../nbs/00_audio.ipynb #59768e91
+# %% ../nbs/00_audio.ipynb #d6b313a1
 RATE = 16000  # Hz; every sound in these notebooks has this rate unless it says otherwise
 
 COLORS = dict(sine="#0072B2", square="#E69F00", saw="#009E73", triangle="#CC79A7", mix="#555555",
@@ -34,7 +34,7 @@ def use_style():
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#DDDDDD",
         "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.5, "image.cmap": "viridis"})
 
-# %% ../nbs/00_audio.ipynb #1fe71a63
+# %% ../nbs/00_audio.ipynb #2c8c6d8c
 def check_wave(x, # (t,) or (..., t) waveform or waveforms, tensor or array
                rate:int=None, # its sample rate, Hz, if known
                expect_rate:int=None, # the rate that is needed, Hz
@@ -61,7 +61,7 @@ def check_wave(x, # (t,) or (..., t) waveform or waveforms, tensor or array
         raise ValueError(f"{name} reaches a magnitude of {peak:.4g}; expected at most {max_abs:g}; scale it, for instance x / x.abs().max()")
     return x
 
-# %% ../nbs/00_audio.ipynb #7e300a55
+# %% ../nbs/00_audio.ipynb #3f697e92
 def resample(x, # (..., t) waveform
              rate:int, # its sample rate, Hz
              new_rate:int, # the wanted sample rate, Hz
@@ -72,7 +72,7 @@ def resample(x, # (..., t) waveform
         if int(r) != r or r <= 0: raise ValueError(f"sample rate {r!r}; expected a positive whole number of Hz, such as {RATE}")
     return x if rate == new_rate else AF.resample(x, int(rate), int(new_rate))
 
-# %% ../nbs/00_audio.ipynb #4c2c6adc
+# %% ../nbs/00_audio.ipynb #e8d15f9e
 def _check_complete(path):
     "libsndfile reads a cut-off WAV without a word: compare the length in its header with the file."
     with open(path, "rb") as f: head = f.read(12)
@@ -100,7 +100,7 @@ def load(path, # an audio file: WAV, FLAC, OGG, MP3 and whatever else libsndfile
     x = check_wave(torch.from_numpy(x.T.copy()), name=str(path))
     return resample(x.mean(0) if mono else x, file_rate, rate or file_rate)
 
-# %% ../nbs/00_audio.ipynb #3bde9eb3
+# %% ../nbs/00_audio.ipynb #16ea09d1
 def save(path, # where to; the suffix chooses the format (.wav, .flac, .ogg)
          x, # (t,) or (channels, t) waveform in [-1, 1]
          rate:int=RATE, # its sample rate, Hz
@@ -125,7 +125,7 @@ def _umask():
     mask = os.umask(0); os.umask(mask)
     return mask
 
-# %% ../nbs/00_audio.ipynb #02fb507f
+# %% ../nbs/00_audio.ipynb #b675ca8d
 def _wav_uri(x, rate):
     "A mono waveform as a base64 data URI of a 16-bit WAV file, and how many of its samples were clipped."
     x = check_wave(x, mono=True).detach().cpu().double()
@@ -153,7 +153,7 @@ def player(x, # (t,) waveform in [-1, 1], tensor or array
     "One inline audio player; the level is kept, never normalised, and clipping is stated."
     return players({label or "": x}, rate)
 
-# %% ../nbs/00_audio.ipynb #dd621b08
+# %% ../nbs/00_audio.ipynb #6d99e5bc
 def plot_waves(waves, # {name: (t,)} or (k, t) or (t,)
                rate:int=RATE, # sample rate, Hz
                names=None, # names of the rows where `waves` is a tensor
@@ -165,7 +165,7 @@ def plot_waves(waves, # {name: (t,)} or (k, t) or (t,)
     if not isinstance(waves, dict):
         waves = torch.atleast_2d(torch.as_tensor(waves))
         waves = dict(zip(names or [f"{i}" for i in range(len(waves))], waves))
-    if axs is None: _, axs = plt.subplots(len(waves), sharex=True, squeeze=False, figsize=(7, 0.6 + 1.1 * max(len(waves), 1.5)))
+    if axs is None: _, axs = plt.subplots(len(waves), sharex=True, sharey=True, squeeze=False, figsize=(7, 0.6 + 1.1 * max(len(waves), 1.5)))
     axs = np.ravel(axs)
     for ax, (name, x) in zip(axs, waves.items()):
         x = check_wave(x, mono=True).detach().cpu()
@@ -176,7 +176,7 @@ def plot_waves(waves, # {name: (t,)} or (k, t) or (t,)
     axs[-1].set_xlabel("time (s)")
     return axs
 
-# %% ../nbs/00_audio.ipynb #1cfb593a
+# %% ../nbs/00_audio.ipynb #380634b8
 def stft(x, # (..., t) waveform
          n_fft:int=1024, # window length, samples (64 ms at 16 kHz)
          hop:int=None, # step, samples; None means a quarter of the window
@@ -193,7 +193,7 @@ def istft(X, # (..., n_fft // 2 + 1, frames), complex
     n_fft = 2 * (X.shape[-2] - 1)
     return torch.istft(X, n_fft, hop or n_fft // 4, window=torch.hann_window(n_fft, dtype=X.real.dtype, device=X.device), length=t)
 
-# %% ../nbs/00_audio.ipynb #bed21fbb
+# %% ../nbs/00_audio.ipynb #0797b710
 def plot_spectrogram(x, # (t,) waveform
                      rate:int=RATE, # sample rate, Hz
                      n_fft:int=1024, # window length, samples
