@@ -1,0 +1,489 @@
+"""Builds `_site/`: run every notebook of the sidebar, then render with Quarto, or with Sphinx where Quarto is missing.
+
+    python nbs/build_site.py [--stored] [--js FOLDER]
+
+Notebooks are written in the Markdown that Quarto and nbdev read. For Sphinx this file translates the subset
+that CONTRIBUTING notebooks use (callouts, citations, labelled figures and tables, cell options) to MyST, and
+says clearly where a notebook uses something outside of it. The two renderers show the same pages under the
+same names: `nbs/00_audio.ipynb` is `audio.html`.
+"""
+import argparse
+import ast
+import importlib
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS, BUILD, SITE = ROOT / "nbs", ROOT / "_build", ROOT / "_site"
+CALLOUTS = ("note", "tip", "warning", "important", "caution")
+KINDS = {"fig": "Figure", "tbl": "Table", "sec": "Section", "eq": "Equation"}
+# cell option and value -> the MyST-NB tag that does the same
+TAGS = {("echo", "false"): "remove-input", ("output", "false"): "remove-output", ("include", "false"): "remove-cell",
+        ("code-fold", "true"): "hide-input", ("code-fold", "show"): "hide-input"}
+KNOWN = {"echo", "output", "include", "code-fold", "code-summary", "label", "fig-cap", "tbl-cap", "fig-alt",
+         "eval", "warning", "error", "fig-width", "fig-height"}
+
+
+class SiteError(Exception):
+    "A notebook or the sidebar asks for something that cannot be built; the message says where and what."
+
+
+# --- the sidebar ---------------------------------------------------------------------------------------------
+
+def page_name(notebook):
+    "`00_audio.ipynb` -> `audio`, as nbdev names its pages"
+    return re.sub(r"^\d+[a-zA-Z0-9]*_", "", Path(notebook).stem)
+
+
+def sidebar(config):
+    "[(section title, [notebook, ...]), ...] of a parsed `_quarto.yml`"
+    sections = config["website"]["sidebar"]["contents"]
+    return [(s["section"], s["contents"]) for s in sections]
+
+
+def read_config():
+    "The parsed `_quarto.yml`, after a check that its notebooks exist"
+    config = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
+    listed = [nb for _, nbs in sidebar(config) for nb in nbs]
+    missing = [nb for nb in listed if not (NBS / nb).exists()]
+    if missing:
+        raise SiteError(f"_quarto.yml lists {', '.join(missing)}, not found in nbs/")
+    if "index.ipynb" not in listed:
+        raise SiteError("_quarto.yml must list index.ipynb, the front page")
+    return config, listed
+
+
+# --- running the notebooks -----------------------------------------------------------------------------------
+
+def execute(path):
+    "Run one notebook in place; return (name, None or what went wrong)"
+    env = {k: v for k, v in os.environ.items() if k != "SEPNB_PRESET"}  # unset: notebooks show stored results
+    env["OMP_NUM_THREADS"] = "1"  # two notebooks run at once
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--inplace",
+               "--log-level", "WARN", "--ExecutePreprocessor.timeout=1200", path.name]
+    done = subprocess.run(command, cwd=path.parent, env=env, capture_output=True, text=True)
+    print(f"  {'ok    ' if done.returncode == 0 else 'FAILED'} {path.name}", flush=True)
+    return path.name, None if done.returncode == 0 else done.stderr[-4000:]
+
+
+def run_notebooks(listed, stored=False):
+    "Copy nbs/ to a build folder and run the listed notebooks there, so that committed outputs stay as they are"
+    work = BUILD / "nbs"
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(NBS, work, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.py", "nbdev.yml"))
+    for path in work.glob("*.ipynb"):
+        path.write_text(json.dumps(show_sources(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
+    if stored:
+        return work
+    print("running the notebooks", flush=True)
+    with ThreadPoolExecutor(2) as pool:
+        failed = [(n, e) for n, e in pool.map(execute, [work / nb for nb in listed]) if e]
+    if failed:
+        raise SiteError("\n\n".join(f"nbs/{n} failed:\n{e}" for n, e in failed))
+    return work
+
+
+def show_sources(nb):
+    "nbdev hides `export` cells and shows `exports` cells; in a literate repository the code is part of the story"
+    for cell in nb["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code" or not re.search(r"^#\|\s*export\s*$", source, re.M):
+            continue
+        if any(not isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(source).body):
+            cell["source"] = re.sub(r"^#\|\s*export\s*$", "#| exports", source, count=1, flags=re.M)
+    return nb
+
+
+# --- Quarto --------------------------------------------------------------------------------------------------
+
+def allow_jslink():
+    "execnb splits every value called `source` into lines when it writes, and a jslink's `source` is a list"
+    from execnb import nbio
+    split = nbio.nb2dict
+    nbio.nb2dict = lambda d, k=None: d if k == "source" and isinstance(d, list) else split(d, k)
+
+
+def build_quarto(work):
+    from nbdev.quarto import nbdev_docs
+    allow_jslink()
+    (ROOT / "README.md").touch()  # nbdev would overwrite a README older than index.ipynb
+    shutil.rmtree(ROOT / "_proc", ignore_errors=True)
+    nbdev_docs.__wrapped__(path=work, n_workers=0)
+
+
+# --- Quarto Markdown -> MyST ---------------------------------------------------------------------------------
+
+class Page:
+    "What the translation of one page needs to know: its names, its numbered labels, the keys that may be cited"
+
+    def __init__(self, name="page", module=None, pages=(), keys=(), syms=None):
+        self.name, self.module, self.keys, self.syms = name, module, set(keys), syms or {}
+        self.pages = {nb: page_name(nb) for nb in pages}
+        self.labels = {}  # "fig-x" -> "Figure 1"
+
+    def number(self, label, title=None):
+        "Give a label its number on this page: figures and tables count from 1 on each page, as in Quarto"
+        kind = label.split("-")[0]
+        n = 1 + sum(known.startswith(kind + "-") for known in self.labels)
+        if label in self.labels:
+            raise SiteError(f"{self.name}: the label {label} is used twice")
+        self.labels[label] = title or f"{KINDS[kind]} {n}"
+
+    def ref(self, label):
+        if label not in self.labels:
+            raise SiteError(f"{self.name}: @{label} refers to a label that this notebook does not have")
+        return f"[{self.labels[label]}](#{self.name}-{label})"
+
+    def symbol(self, name):
+        "The full name of an exported function, class or method written as `name`, `module.name` or in full"
+        found = [full for full, module in self.syms.items()
+                 if name in (full, full.removeprefix("sepnb."), full.removeprefix(module + "."))]
+        found = [full for full in found if self.syms[full] == self.module] or found
+        return found[0] if len(found) == 1 else None
+
+
+# Nothing is translated inside these: fenced code, math, inline code, HTML comments
+PROTECTED = re.compile(r"(^(?:```|~~~).*?^(?:```|~~~)\s*?$|\$\$.*?\$\$|`[^`\n]+`|(?<![\\\w])\$[^$\n]+\$|<!--.*?-->)", re.S | re.M)
+LABEL = r"(?:fig|tbl|sec|eq)-[\w-]+"
+
+
+def find_labels(text, page):
+    "Number the labels that stand in the Markdown itself: headings, equations, images, tables"
+    for title, label in re.findall(rf"^#+\s+(.*?)\s*\{{#({LABEL})\}}|^", text, re.M):
+        if label:
+            page.number(label, title)
+    for label in re.findall(rf"(?:\$\$|\)|^:.*)\s*\{{#((?:fig|tbl|eq)-[\w-]+)\}}", text, re.M):
+        page.number(label)
+
+
+def callouts(text, page):
+    "`::: {.callout-note title=\"...\"}` ... `:::` -> a MyST admonition"
+    out, depth, fence, lines = [], 0, False, iter(text.split("\n"))
+    for line in lines:
+        if re.match(r"\s*(```|~~~)", line):
+            fence = not fence
+        opened = None if fence else re.match(r":::+\s*\{(.*)\}\s*$", line)
+        if opened:
+            depth += 1
+            kind = re.search(r"\.callout-(\w+)", opened[1])
+            if opened[1].strip() == "#refs":
+                out.append(":" * (12 - depth) + "{bibliography}\n:all:")
+                continue
+            if not kind or kind[1] not in CALLOUTS:
+                raise SiteError(f"{page.name}: '{line}' is not a callout; known are {', '.join(CALLOUTS)}")
+            title = re.search(r'title="([^"]*)"', opened[1])
+            title = title[1] if title else kind[1].capitalize()
+            folded = " dropdown" if 'collapse="true"' in opened[1] else ""
+            out.append(":" * (12 - depth) + f"{{admonition}} {title}\n:class: {kind[1]}{folded}\n")
+        elif not fence and re.match(r":::+\s*$", line) and depth:
+            out.append(":" * (12 - depth))
+            depth -= 1
+        else:
+            out.append(line)
+    if depth:
+        raise SiteError(f"{page.name}: a ':::' block is not closed in its own cell")
+    return "\n".join(out)
+
+
+def one_citation(item, page):
+    "`@key` or `see @key, sec. 2` -> the form sphinxcontrib-bibtex reads"
+    before, key, after = re.match(r"\s*(.*?)\s*@([\w:.-]*\w)\s*(.*?)\s*$", item, re.S).groups()
+    if key not in page.keys:
+        raise SiteError(f"{page.name}: @{key} is neither a key in nbs/references.bib nor a label")
+    after = after.lstrip(", ")
+    return (f"{{{before}}}" if before else "") + key + (f"{{{after}}}" if after else "")
+
+
+def inline(text, page):
+    "Citations, references and links between notebooks, in text that is neither code nor math"
+    def bracketed(m):
+        if re.fullmatch(rf"@{LABEL}", m[1]):
+            return page.ref(m[1][1:])
+        return "{cite:p}`" + ",".join(one_citation(item, page) for item in m[1].split(";")) + "`"
+
+    def bare(m):
+        return page.ref(m[1]) if re.fullmatch(LABEL, m[1]) else "{cite:t}`" + one_citation("@" + m[1], page) + "`"
+
+    def link(m):
+        if m[1] not in page.pages:
+            raise SiteError(f"{page.name}: links to {m[1]}, which the sidebar in _quarto.yml does not list")
+        return f"]({page.pages[m[1]]}.ipynb{m[2] or ''})"
+
+    text = re.sub(r"\[([^\[\]]*(?<![\w.])@[^\[\]]+)\](?![(\[])", bracketed, text)
+    text = re.sub(r"(?<![\w`/.@\\])@([A-Za-z][\w:-]*\w)", bare, text)
+    return re.sub(r"\]\(([\w.-]+\.ipynb)(#[\w-]+)?\)", link, text)
+
+
+def to_myst(text, page):
+    "One Markdown cell, from Quarto's Markdown to MyST"
+    text = callouts(text, page)
+    text = re.sub(rf"^(#+\s+.*?)\s*\{{#({LABEL})\}}\s*$", rf"({page.name}-\2)=\n\1", text, flags=re.M)
+    text = re.sub(r"\$\$\s*\{#(eq-[\w-]+)\}", rf"$$ ({page.name}-\1)", text)
+    text = re.sub(r"^!\[(.*)\]\((\S+)\)\{#(fig-[\w-]+)\}\s*$",
+                  lambda m: f"```{{figure}} {m[2]}\n:name: {page.name}-{m[3]}\n\n{caption(m[3], m[1], page)}\n```", text, flags=re.M)
+    text = re.sub(r"^:\s+(.*?)\s*\{#(tbl-[\w-]+)\}\s*$",
+                  lambda m: f"\n{{#{page.name}-{m[2]} .caption}}\n{caption(m[2], m[1], page)}", text, flags=re.M)
+    parts = PROTECTED.split(text)
+    heading = re.compile(r"^#[^\n]*$", re.M)
+    for i, part in enumerate(parts):
+        if i % 2 == 0:
+            parts[i] = inline(part, page)
+        elif part.startswith("`") and not part.startswith("```") and not heading.search(parts[i - 1].rpartition("\n")[2]):
+            linked = parts[i - 1].endswith("[") or parts[i - 1].endswith("}")  # a link's own text, or a MyST role
+            full = None if linked else page.symbol(part.strip("`").removesuffix("()"))
+            parts[i] = f"{{py:obj}}`{part.strip('`')} <{full}>`" if full else part
+    return "".join(parts)
+
+
+def caption(label, text, page):
+    return f"**{page.labels[label]}.** {text}"
+
+
+# --- API documentation ---------------------------------------------------------------------------------------
+
+def signature(obj):
+    "`(x, rate: int, to=16000)`: defaults that have no short form are shown as `...`"
+    try:
+        sig = inspect.signature(obj)
+    except (TypeError, ValueError):
+        return "()"
+    params = []
+    for p in sig.parameters.values():
+        if p.name == "self":
+            continue
+        default = p.default
+        if default is not p.empty and not isinstance(default, (int, float, str, bool, tuple, list, type(None))):
+            default = getattr(default, "__name__", None) or type(default).__name__
+            p = p.replace(default=type("shown", (), {"__repr__": lambda _, d=default: d})())
+        params.append(p.replace(annotation=p.empty))
+    return str(sig.replace(parameters=params, return_annotation=sig.empty))
+
+
+def type_name(annotation):
+    if annotation is inspect.Parameter.empty or annotation is None:
+        return ""
+    return f"`{getattr(annotation, '__name__', None) or annotation}`".replace("|", "\\|")
+
+
+def api(full, page):
+    "What `show_doc` shows, in the form Sphinx indexes: signature, docstring, and a table of documented parameters"
+    from fastcore.docments import docments
+    module, _, name = full.rpartition(".")
+    try:
+        obj = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError:  # a method: the last part but one is its class
+        module, _, cls = module.rpartition(".")
+        obj, name = getattr(getattr(importlib.import_module(module), cls), name), f"{cls}.{name}"
+    kind = "class" if inspect.isclass(obj) else "method" if "." in name else "function"
+    out = [f"::::::{{py:{kind}}} {name}{signature(obj)}", f":module: {module}", "", docstring(obj, page), ""]
+    rows = []
+    for param, doc in docments(obj, full=True, returns=True).items():
+        text, default = (doc.docment or "").strip(), doc.default
+        default = "" if param == "return" or default is inspect.Parameter.empty else f"`{default!r}`"
+        if param != "self" and text:
+            shown = "*returns*" if param == "return" else f"`{param}`"
+            rows.append((shown, type_name(doc.anno), default if len(default) < 40 else "", to_myst(text, page)))
+    if rows:
+        out += ["| | type | default | |", "|---|---|---|---|"]
+        out += ["| " + " | ".join(str(c).replace("\n", " ").replace("|", "\\|").replace("\\\\|", "\\|") for c in row) + " |" for row in rows]
+    if kind == "class":
+        for method, fn in vars(obj).items():
+            if inspect.isfunction(fn) and not method.startswith("_") and fn.__doc__:
+                out += ["", f":::::{{py:method}} {method}{signature(fn)}", "", docstring(fn, page), ":::::"]
+    return "\n".join(out + ["::::::"])
+
+
+def docstring(obj, page):
+    return to_myst(inspect.cleandoc(obj.__doc__ or ""), page)
+
+
+# --- notebooks -> MyST notebooks -----------------------------------------------------------------------------
+
+def options(source):
+    "({option: value}, the rest of the cell) of the `#| option: value` lines at the top of a cell"
+    lines, found = source.split("\n"), {}
+    while lines and re.match(r"#\|", lines[0]):
+        m = re.match(r"#\|\s*([\w-]+)\s*:\s*(.*?)\s*$", lines.pop(0))
+        if m:
+            found[m[1]] = str(yaml.safe_load(m[2])) if m[2][:1] in "\"'" else m[2]
+    return found, "\n".join(lines)
+
+
+def code_cell(cell, page):
+    "Cell options -> tags and figure metadata"
+    opts, cell["source"] = options(cell["source"])
+    unknown = set(opts) - KNOWN
+    if unknown:
+        raise SiteError(f"{page.name}: unknown cell option '#| {unknown.pop()}:'; known are {', '.join(sorted(KNOWN))}")
+    meta = cell["metadata"]
+    tags = {TAGS[o] for o in opts.items() if o in TAGS}
+    if tags:
+        meta["tags"] = sorted(tags | set(meta.get("tags", [])))
+    render = meta.setdefault("mystnb", {})
+    if "code-summary" in opts:
+        render["code_prompt_show"] = render["code_prompt_hide"] = opts["code-summary"]
+    label, outputs = opts.get("label", ""), cell["outputs"]
+    text = opts.get("fig-cap") or opts.get("tbl-cap")
+    if label and label in page.labels:
+        if not text:
+            raise SiteError(f"{page.name}: the cell labelled {label} has no caption")
+        text, name = caption(label, to_myst(text, page), page), f"{page.name}-{label}"
+        if label.startswith("fig-") and any("image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {}) for o in outputs):
+            render["figure"] = {"caption": text, "name": name}
+            if opts.get("fig-alt"):
+                render["image"] = {"alt": opts["fig-alt"]}
+        else:  # tables, and figures that are HTML or widgets: the caption becomes an output of its own
+            note = {"output_type": "display_data", "metadata": {}, "data": {"text/markdown": f"{{#{name} .caption}}\n{text}"}}
+            cell["outputs"] = [note, *outputs] if label.startswith("tbl-") else [*outputs, note]
+    for output in cell["outputs"]:
+        if label in page.labels or "text/html" in output.get("data", {}):
+            output.get("data", {}).pop("text/plain", None)
+    if not render:
+        del meta["mystnb"]
+
+
+def convert(path, page):
+    "Read one executed notebook; return it as a notebook that MyST-NB renders"
+    from execnb.nbio import nb2dict, read_nb
+    from nbdev.processors import FilterDefaults, add_links, exec_show_docs
+
+    class Filter(FilterDefaults):
+        # show_doc cells and links to names are made below from the package itself, in Sphinx's terms
+        def base_procs(self):
+            return [p for p in super().base_procs() if p not in (add_links, exec_show_docs)]
+
+    nb = read_nb(path)
+    head = next((c.source for c in nb.cells if c.cell_type == "markdown"), "")
+    if re.sub(r"^(#\s.*|>.*|-\s.*:.*|\s*)$", "", head, flags=re.M).strip():
+        raise SiteError(f"{path.name}: the first Markdown cell may hold only '# Title' and '> summary': nbdev drops the rest")
+    widgets = nb.metadata.pop("widgets", None)
+    Filter()(nb)
+    nb = nb2dict(nb)
+    for cell in nb["cells"]:
+        cell["source"] = "".join(cell["source"])
+    for cell in nb["cells"]:  # numbers first: text may refer to a figure further down
+        if cell["cell_type"] == "markdown":
+            find_labels(cell["source"], page)
+        elif cell["cell_type"] == "code":
+            label = options(cell["source"])[0].get("label", "")
+            if re.fullmatch(LABEL, label):
+                page.number(label)
+    cells = []
+    for cell in nb["cells"]:
+        shown = re.search(r"^show_doc\(([\w.]+)", cell["source"], re.M) if cell["cell_type"] == "code" else None
+        if cell["cell_type"] == "raw":
+            cell = markdown(title(yaml.safe_load(cell["source"].strip().strip("-")), page))
+        elif shown:
+            full = page.symbol(shown[1])
+            if not full:
+                raise SiteError(f"{page.name}: {shown[1]} is not in sepnb/_modidx.py; run nbdev_export")
+            cell = markdown(api(full, page))
+        elif cell["cell_type"] == "markdown":
+            cell = markdown(to_myst(cell["source"], page))
+        else:
+            code_cell(cell, page)
+        cells.append(cell)
+    meta = {"kernelspec": {"name": "python3", "display_name": "python3"}, "language_info": {"name": "python"}}
+    if widgets:
+        meta["widgets"] = widgets
+    return {"cells": cells, "metadata": meta, "nbformat": 4, "nbformat_minor": 5}
+
+
+def markdown(source):
+    return {"cell_type": "markdown", "metadata": {}, "source": source}
+
+
+def title(front, page):
+    out = f"# {front['title']}\n"
+    return out + (f"\n{{.summary}}\n{to_myst(front['description'], page)}\n" if "description" in front else "")
+
+
+# --- Sphinx --------------------------------------------------------------------------------------------------
+
+def toctrees(config):
+    "The sidebar, at the end of the front page, where Sphinx looks for it"
+    out = []
+    for section, notebooks in sidebar(config):
+        entries = ["self" if nb == "index.ipynb" else page_name(nb) for nb in notebooks]
+        out.append("\n".join(["```{toctree}", ":hidden:", f":caption: {section}", "", *entries, "```"]))
+    return markdown("\n\n".join(out))
+
+
+def build_sphinx(work, config, listed, js):
+    from pybtex.database import parse_file
+    from sphinx.application import Sphinx
+    modidx = (ROOT / "sepnb" / "_modidx.py")
+    syms = {}
+    if modidx.exists():
+        scope = {}
+        exec(modidx.read_text(encoding="utf-8"), scope)
+        syms = {full: mod for mod, names in scope["d"]["syms"].items() for full in names}
+    src = BUILD / "sphinx"
+    shutil.rmtree(src, ignore_errors=True)
+    shutil.copytree(work, src, ignore=shutil.ignore_patterns("*.ipynb", "_quarto.yml"))
+    static = src / "_static"
+    static.mkdir()
+    for file in ("tex-svg-full.js", "embed-amd.js", "require.js"):
+        shutil.copy(Path(js) / file, static)
+    shutil.copy(work / "styles.css", static)
+    keys = parse_file(work / "references.bib").entries
+    for nb in listed:
+        name = page_name(nb)
+        converted = convert(work / nb, Page(name, f"sepnb.{name}", listed, keys, syms))
+        if nb == "index.ipynb":
+            converted["cells"].append(toctrees(config))
+        (src / f"{name}.ipynb").write_text(json.dumps(converted), encoding="utf-8")
+    shutil.rmtree(SITE, ignore_errors=True)
+    app = Sphinx(src, None, SITE, BUILD / "doctrees", "html", confoverrides=settings(config), freshenv=True,
+                 warningiserror=True, status=None)
+    app.build()
+    if app.statuscode:
+        raise SiteError("Sphinx reported the warnings above")
+
+
+def settings(config):
+    site = config["website"]
+    return {
+        "project": site["title"], "author": "The sepnb authors", "html_title": site["title"], "html_theme": "furo",
+        "extensions": ["myst_nb", "sphinxcontrib.bibtex", "sphinx_togglebutton", "sphinx_copybutton", "sphinx.ext.viewcode"],
+        "myst_enable_extensions": ["dollarmath", "amsmath", "colon_fence", "attrs_inline", "attrs_block", "deflist"],
+        "myst_heading_anchors": 3, "myst_dmath_double_inline": True,
+        "nb_execution_mode": "off", "nb_render_markdown_format": "myst",
+        "nb_code_prompt_show": "Code", "nb_code_prompt_hide": "Code",
+        "nb_ipywidgets_js": {"require.js": {}, "embed-amd.js": {}}, "mathjax_path": "tex-svg-full.js",
+        "bibtex_bibfiles": ["references.bib"], "bibtex_reference_style": "author_year", "bibtex_default_style": "plain",
+        "html_static_path": ["_static"], "html_css_files": ["styles.css"], "html_copy_source": False,
+        "toc_object_entries_show_parents": "hide", "add_module_names": False,
+        "copybutton_exclude": ".linenos, .gp, .go", "togglebutton_hint": "", "togglebutton_hint_hide": "",
+        "html_theme_options": {"source_repository": site["repo-url"], "source_branch": "main", "source_directory": "nbs/"},
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--stored", action="store_true", help="show the outputs stored in nbs/ instead of running the notebooks")
+    parser.add_argument("--js", default=ROOT / ".venv/js", help="where MathJax and the widget scripts are (Sphinx only)")
+    args = parser.parse_args()
+    os.chdir(ROOT)  # nbdev looks for settings.ini upwards from here
+    try:
+        config, listed = read_config()
+        work = run_notebooks(listed, args.stored)
+        quarto = shutil.which("quarto")
+        print(f"rendering with {'Quarto' if quarto else 'Sphinx'}", flush=True)
+        build_quarto(work) if quarto else build_sphinx(work, config, listed, args.js)
+    except SiteError as error:
+        sys.exit(f"make site: {error}")
+    print(f"open {(SITE / 'index.html').relative_to(ROOT)} in a browser")
+
+
+if __name__ == "__main__":
+    main()
