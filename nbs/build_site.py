@@ -395,7 +395,7 @@ def convert(path, page):
     meta = {"kernelspec": {"name": "python3", "display_name": "python3"}, "language_info": {"name": "python"}}
     if widgets:
         meta["widgets"] = widgets
-    return {"cells": cells, "metadata": meta, "nbformat": 4, "nbformat_minor": 5}
+    return {"cells": cells, "metadata": meta, "nbformat": 4, "nbformat_minor": 4}
 
 
 def markdown(source):
