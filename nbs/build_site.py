@@ -2,10 +2,9 @@
 
     python nbs/build_site.py [--stored] [--js FOLDER]
 
-Notebooks are written in the Markdown that Quarto and nbdev read. For Sphinx this file translates the subset
-that CONTRIBUTING notebooks use (callouts, citations, labelled figures and tables, cell options) to MyST, and
-says clearly where a notebook uses something outside of it. The two renderers show the same pages under the
-same names: `nbs/00_audio.ipynb` is `audio.html`.
+Notebooks are written in the Markdown that Quarto and nbdev read. For Sphinx this file translates the subset that
+they use (callouts, citations, labels, cell options) to MyST, and says clearly where a notebook leaves that subset.
+Both renderers show the same pages under the same names: `nbs/00_audio.ipynb` is `audio.html`.
 """
 import argparse
 import ast
@@ -18,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 
 import yaml
@@ -80,27 +80,34 @@ def run_notebooks(listed, stored=False):
     work = BUILD / "nbs"
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(NBS, work, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.py", "nbdev.yml"))
+    if not stored:
+        print("running the notebooks", flush=True)
+        with ThreadPoolExecutor(2) as pool:
+            failed = [(n, e) for n, e in pool.map(execute, [work / nb for nb in listed]) if e]
+        if failed:
+            raise SiteError("\n\n".join(f"nbs/{n} failed:\n{e}" for n, e in failed))
     for path in work.glob("*.ipynb"):
         path.write_text(json.dumps(show_sources(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
-    if stored:
-        return work
-    print("running the notebooks", flush=True)
-    with ThreadPoolExecutor(2) as pool:
-        failed = [(n, e) for n, e in pool.map(execute, [work / nb for nb in listed]) if e]
-    if failed:
-        raise SiteError("\n\n".join(f"nbs/{n} failed:\n{e}" for n, e in failed))
     return work
 
 
 def show_sources(nb):
-    "nbdev hides `export` cells and shows `exports` cells; in a literate repository the code is part of the story"
+    "nbdev replaces an exported cell by its documentation; here the code is part of the story, so a copy follows it"
+    cells = []
     for cell in nb["cells"]:
+        cells.append(cell)
         source = "".join(cell["source"])
-        if cell["cell_type"] != "code" or not re.search(r"^#\|\s*export\s*$", source, re.M):
+        code = re.sub(r"^#\|\s*export\s*$\n?", "", source, count=1, flags=re.M)
+        if cell["cell_type"] != "code" or code == source:
             continue
-        if any(not isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(source).body):
-            cell["source"] = re.sub(r"^#\|\s*export\s*$", "#| exports", source, count=1, flags=re.M)
-    return nb
+        nodes = ast.parse(code).body
+        names = [node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        if names:
+            code = f"#| code-fold: true\n#| code-summary: Source of {', '.join(names)}\n" + code
+        elif all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in nodes):
+            continue
+        cells.append({**cell, "id": cell.get("id", "cell") + "s", "source": code})
+    return {**nb, "cells": cells}
 
 
 # --- Quarto --------------------------------------------------------------------------------------------------
@@ -141,7 +148,8 @@ class Page:
     def ref(self, label):
         if label not in self.labels:
             raise SiteError(f"{self.name}: @{label} refers to a label that this notebook does not have")
-        return f"[{self.labels[label]}](#{self.name}-{label})"
+        target = f"{self.name}-{label}"
+        return f"{{eq}}`{target}`" if label.startswith("eq-") else f"[{self.labels[label]}](#{target})"
 
     def symbol(self, name):
         "The full name of an exported function, class or method written as `name`, `module.name` or in full"
@@ -158,10 +166,9 @@ LABEL = r"(?:fig|tbl|sec|eq)-[\w-]+"
 
 def find_labels(text, page):
     "Number the labels that stand in the Markdown itself: headings, equations, images, tables"
-    for title, label in re.findall(rf"^#+\s+(.*?)\s*\{{#({LABEL})\}}|^", text, re.M):
-        if label:
-            page.number(label, title)
-    for label in re.findall(rf"(?:\$\$|\)|^:.*)\s*\{{#((?:fig|tbl|eq)-[\w-]+)\}}", text, re.M):
+    for title, label in re.findall(r"^#+\s+(.*?)\s*\{#(sec-[\w-]+)\}", text, re.M):
+        page.number(label, title)
+    for label in re.findall(r"(?:\$\$|\)|^:.*)\s*\{#((?:fig|tbl|eq)-[\w-]+)\}", text, re.M):
         page.number(label)
 
 
@@ -269,9 +276,9 @@ def signature(obj):
 
 
 def type_name(annotation):
-    if annotation is inspect.Parameter.empty or annotation is None:
+    if annotation in (inspect.Parameter.empty, None, type(None)):
         return ""
-    return f"`{getattr(annotation, '__name__', None) or annotation}`".replace("|", "\\|")
+    return "*" + str(getattr(annotation, "__name__", None) or annotation).replace("|", "\\|") + "*"
 
 
 def api(full, page):
@@ -283,23 +290,33 @@ def api(full, page):
     except ModuleNotFoundError:  # a method: the last part but one is its class
         module, _, cls = module.rpartition(".")
         obj, name = getattr(getattr(importlib.import_module(module), cls), name), f"{cls}.{name}"
+    result = returned(obj)
     kind = "class" if inspect.isclass(obj) else "method" if "." in name else "function"
     out = [f"::::::{{py:{kind}}} {name}{signature(obj)}", f":module: {module}", "", docstring(obj, page), ""]
     rows = []
-    for param, doc in docments(obj, full=True, returns=True).items():
-        text, default = (doc.docment or "").strip(), doc.default
-        default = "" if param == "return" or default is inspect.Parameter.empty else f"`{default!r}`"
-        if param != "self" and text:
-            shown = "*returns*" if param == "return" else f"`{param}`"
-            rows.append((shown, type_name(doc.anno), default if len(default) < 40 else "", to_myst(text, page)))
+    for param, doc in docments(obj, full=True, returns=False).items():
+        text = to_myst((doc.docment or "").strip().replace("\n", " "), page)
+        if param != "self" and text and text.removeprefix("->").strip().replace(" -> ", ", returns ") not in result:
+            rows.append(f"| `{param}` {type_name(doc.anno)} | " + re.sub(r"(?<!\\)\|", r"\\|", text) + " |")
     if rows:
-        out += ["| | type | default | |", "|---|---|---|---|"]
-        out += ["| " + " | ".join(str(c).replace("\n", " ").replace("|", "\\|").replace("\\\\|", "\\|") for c in row) + " |" for row in rows]
+        out += ["| parameter | |", "|---|---|", *rows]
+    out += ["", result]
     if kind == "class":
         for method, fn in vars(obj).items():
-            if inspect.isfunction(fn) and not method.startswith("_") and fn.__doc__:
-                out += ["", f":::::{{py:method}} {method}{signature(fn)}", "", docstring(fn, page), ":::::"]
+            if inspect.isfunction(fn) and not method.startswith("_") and (fn.__doc__ or returned(fn)):
+                out += ["", f":::::{{py:method}} {method}{signature(fn)}", "", docstring(fn, page), "", returned(fn), ":::::"]
     return "\n".join(out + ["::::::"])
+
+
+def returned(obj):
+    "What the comment on the last line of a signature says: `): # -> (b, t)`, or `def f(x): # (b, t) -> (b,)`"
+    try:
+        found = re.search(r"^[^#\n]*\):[ \t]*#[ \t]*(.*?)->[ \t]*(.*?)[ \t]*$", inspect.getsource(obj).split('"""')[0], re.M)
+    except (OSError, TypeError):
+        found = None
+    if not found or inspect.isclass(obj):
+        return ""
+    return f"Takes {found[1].strip()}, returns {found[2]}." if found[1].strip() else f"Returns {found[2]}."
 
 
 def docstring(obj, page):
@@ -354,12 +371,12 @@ def code_cell(cell, page):
 def convert(path, page):
     "Read one executed notebook; return it as a notebook that MyST-NB renders"
     from execnb.nbio import nb2dict, read_nb
-    from nbdev.processors import FilterDefaults, add_links, exec_show_docs
+    from nbdev.processors import FilterDefaults, add_links, exec_show_docs, insert_warning
 
     class Filter(FilterDefaults):
         # show_doc cells and links to names are made below from the package itself, in Sphinx's terms
         def base_procs(self):
-            return [p for p in super().base_procs() if p not in (add_links, exec_show_docs)]
+            return [p for p in super().base_procs() if p not in (add_links, exec_show_docs, insert_warning)]
 
     nb = read_nb(path)
     head = next((c.source for c in nb.cells if c.cell_type == "markdown"), "")
@@ -370,6 +387,7 @@ def convert(path, page):
     nb = nb2dict(nb)
     for cell in nb["cells"]:
         cell["source"] = "".join(cell["source"])
+        cell.pop("id", None)
     for cell in nb["cells"]:  # numbers first: text may refer to a figure further down
         if cell["cell_type"] == "markdown":
             find_labels(cell["source"], page)
@@ -378,7 +396,7 @@ def convert(path, page):
             if re.fullmatch(LABEL, label):
                 page.number(label)
     cells = []
-    for cell in nb["cells"]:
+    for cell in in_order(nb["cells"]):
         shown = re.search(r"^show_doc\(([\w.]+)", cell["source"], re.M) if cell["cell_type"] == "code" else None
         if cell["cell_type"] == "raw":
             cell = markdown(title(yaml.safe_load(cell["source"].strip().strip("-")), page))
@@ -396,6 +414,11 @@ def convert(path, page):
     if widgets:
         meta["widgets"] = widgets
     return {"cells": cells, "metadata": meta, "nbformat": 4, "nbformat_minor": 4}
+
+
+def in_order(cells):
+    "nbdev documents the names of one cell last to first: turn each run of `show_doc` cells that it added"
+    return [cell for added, run in groupby(cells, lambda c: bool(c.get("has_sd"))) for cell in (list(run)[::-1] if added else run)]
 
 
 def markdown(source):
@@ -450,21 +473,28 @@ def build_sphinx(work, config, listed, js):
         raise SiteError("Sphinx reported the warnings above")
 
 
+# The widgets still speak to MathJax 2 when they draw their labels; MathJax 3 has no `Hub`
+MATHJAX_2 = "addEventListener('load', () => { if (window.MathJax) MathJax.Hub = {Queue: job => MathJax.typesetPromise([job[2]])} })"
+
+
 def settings(config):
     site = config["website"]
     return {
-        "project": site["title"], "author": "The sepnb authors", "html_title": site["title"], "html_theme": "furo",
+        "project": site["title"], "author": "The sepnb authors",
+        "copyright": "2026 onwards, The sepnb authors", "html_show_sphinx": False,
+        "html_title": site["title"], "html_theme": "furo",
         "extensions": ["myst_nb", "sphinxcontrib.bibtex", "sphinx_togglebutton", "sphinx_copybutton", "sphinx.ext.viewcode"],
         "myst_enable_extensions": ["dollarmath", "amsmath", "colon_fence", "attrs_inline", "attrs_block", "deflist"],
         "myst_heading_anchors": 3, "myst_dmath_double_inline": True,
-        "nb_execution_mode": "off", "nb_render_markdown_format": "myst",
+        "nb_execution_mode": "off", "nb_render_markdown_format": "myst", "nb_merge_streams": True,
         "nb_code_prompt_show": "Code", "nb_code_prompt_hide": "Code",
         "nb_ipywidgets_js": {"require.js": {}, "embed-amd.js": {}}, "mathjax_path": "tex-svg-full.js",
         "bibtex_bibfiles": ["references.bib"], "bibtex_reference_style": "author_year", "bibtex_default_style": "plain",
         "html_static_path": ["_static"], "html_css_files": ["styles.css"], "html_copy_source": False,
+        "html_js_files": [(None, {"body": MATHJAX_2})],
         "toc_object_entries_show_parents": "hide", "add_module_names": False,
         "copybutton_exclude": ".linenos, .gp, .go", "togglebutton_hint": "", "togglebutton_hint_hide": "",
-        "html_theme_options": {"source_repository": site["repo-url"], "source_branch": "main", "source_directory": "nbs/"},
+        "math_eqref_format": "Equation {number}",
     }
 
 

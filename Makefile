@@ -1,0 +1,75 @@
+# Everything happens in one virtual environment, .venv/, which is built on first use and again when
+# settings.ini or setup.py change. `make` alone lists the commands.
+PYTHON ?= python3
+# Where torch is missing. Options may follow: TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+TORCH  ?= torch==2.13.0
+PRESET ?= laptop
+
+BIN   := .venv/bin
+PIP   := $(BIN)/python -m pip --disable-pip-version-check --quiet
+READY := .venv/.ready
+JS    := .venv/js/.ready
+
+.PHONY: help site test lab reproduce bench clean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+site: $(READY) $(if $(shell command -v quarto),,$(JS)) ## run the notebooks and render _site/ (open _site/index.html)
+	@$(BIN)/python nbs/build_site.py
+
+test: $(READY) ## export check, every notebook at the smoke preset, pytest
+	@echo "== sepnb/ is what the notebooks export"
+	@rm -rf _build/exported && mkdir -p _build && cp -r sepnb _build/exported
+	@$(BIN)/nbdev_export
+	@diff -rq -x __pycache__ _build/exported sepnb || { \
+	  echo "make test: sepnb/ was not what nbs/ exports. It has been exported again just now: look at it, and commit it." >&2; exit 1; }
+	@echo "== notebooks at the smoke preset"
+	@SEPNB_PRESET=smoke OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
+	@echo "== pytest"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests
+
+lab: $(READY) ## open JupyterLab on the notebooks
+	@cd nbs && ../$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
+
+reproduce: $(READY) ## compute every stored result again (PRESET=laptop, or paper on a GPU)
+	@$(BIN)/sepnb reproduce all --preset $(PRESET)
+
+bench: $(READY) ## measure the speed of the models on this machine
+	@$(BIN)/sepnb bench
+
+clean: ## remove what was built, but for .venv/
+	rm -rf _site _build _proc
+
+# $(call need,CHECK,NAME,PACKAGE): where CHECK fails, install the Debian PACKAGE as root, or say that NAME is missing
+need = $(1) >/dev/null 2>&1 || { \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing $(3) with apt-get"; apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(3) >/dev/null; \
+	else echo "make: $(2) is missing; install it (Debian: apt-get install $(3)), then run make again" >&2; exit 1; fi; }
+
+$(READY): settings.ini setup.py
+	@$(call need,$(PYTHON) -c 'import venv$(comma) ensurepip',a Python ($(PYTHON)) with its venv module,python3-venv)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "make: $(PYTHON) is older than Python 3.10; name a newer one: make PYTHON=python3.11" >&2; exit 1; }
+	@[ -x $(BIN)/python ] || { echo "making .venv"; $(PYTHON) -m venv .venv; }
+	@# torch first: left to the requirements, pip would take the newest build and gigabytes of CUDA with it
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' || { \
+	  echo "installing $(TORCH)"; $(PIP) install $(TORCH); }
+	@echo "installing sepnb and what the notebooks need"
+	@$(PIP) install -e '.[dev]'
+	@touch $@
+
+comma := ,
+
+# The scripts that the Sphinx site needs to work from disk: math, and widgets
+$(JS): | $(READY)
+	@$(call need,npm --version,npm,npm)
+	@echo "fetching MathJax and the widget scripts"
+	@mkdir -p .venv/js && cd .venv/js && \
+	npm pack --silent mathjax@3.2.2 @jupyter-widgets/html-manager@1.0.15 requirejs@2.3.7 >/dev/null && \
+	tar -xzOf mathjax-3.2.2.tgz package/es5/tex-svg-full.js > tex-svg-full.js && \
+	tar -xzOf jupyter-widgets-html-manager-1.0.15.tgz package/dist/embed-amd.js > embed-amd.js && \
+	tar -xzOf requirejs-2.3.7.tgz package/require.js > require.js && rm *.tgz
+	@touch $@

@@ -1,0 +1,139 @@
+"""The site: the translation of Quarto's Markdown to MyST, piece by piece, and what must hold of the committed notebooks."""
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "nbs"))
+import build_site as site  # noqa: E402
+
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+
+
+@pytest.fixture
+def page():
+    syms = {"sepnb.toy.mix": "sepnb.toy", "sepnb.toy.ToyData": "sepnb.toy", "sepnb.toy.ToyData.batch": "sepnb.toy",
+            "sepnb.audio.load": "sepnb.audio", "sepnb.presets.load": "sepnb.presets"}
+    page = site.Page("toy", "sepnb.toy", ["01_toy.ipynb", "12_flowavenet.ipynb"], ["frank2020problems", "kim2019flowavenet"], syms)
+    for label in ("fig-waves", "tbl-score", "eq-mix"):
+        page.number(label)
+    return page
+
+
+@pytest.mark.parametrize("quarto, myst", [
+    ("as shown [@frank2020problems]", "as shown {cite:p}`frank2020problems`"),
+    ("[@frank2020problems; @kim2019flowavenet]", "{cite:p}`frank2020problems,kim2019flowavenet`"),
+    ("[see @kim2019flowavenet, sec. 2]", "{cite:p}`{see}kim2019flowavenet{sec. 2}`"),
+    ("@frank2020problems show", "{cite:t}`frank2020problems` show"),
+    ("in @fig-waves.", "in [Figure 1](#toy-fig-waves)."),
+    ("[@tbl-score]", "[Table 1](#toy-tbl-score)"),
+    ("by @eq-mix", "by {eq}`toy-eq-mix`"),
+    ("[next](12_flowavenet.ipynb)", "[next](flowavenet.ipynb)"),
+    ("[part](12_flowavenet.ipynb#the-flow)", "[part](flowavenet.ipynb#the-flow)"),
+    ("`mix` and `toy.mix()`", "{py:obj}`mix <sepnb.toy.mix>` and {py:obj}`toy.mix() <sepnb.toy.mix>`"),
+    ("`ToyData.batch`", "{py:obj}`ToyData.batch <sepnb.toy.ToyData.batch>`"),
+    ("`batch`, `load`, `x @ y`", "`batch`, `load`, `x @ y`"),  # a method alone, a name of two modules, no name at all
+    ("mail a@b.org, $x_@frank$", "mail a@b.org, $x_@frank$"),
+    ("```python\n@frank2020problems\n::: {.callout-note}\n```", "```python\n@frank2020problems\n::: {.callout-note}\n```"),
+    ("## Mixing {#sec-mixing}", "(toy-sec-mixing)=\n## Mixing"),
+    ("$$ m = s $$ {#eq-mix}", "$$ m = s $$ (toy-eq-mix)"),
+    (": Scores {#tbl-score}", "\n{#toy-tbl-score .caption}\n**Table 1.** Scores"),
+    ("![Two $x$](a.png){#fig-waves}", "```{figure} a.png\n:name: toy-fig-waves\n\n**Figure 1.** Two $x$\n```"),
+])
+def test_markdown(page, quarto, myst):
+    assert site.to_myst(quarto, page) == myst
+
+
+def test_callouts(page):
+    text = '::: {.callout-tip title="Why [@frank2020problems]"}\nInner\n::: {.callout-note collapse="true"}\nDeep\n:::\n:::'
+    lines = [line for line in site.to_myst(text, page).split("\n") if line]
+    assert lines == [":::::::::::{admonition} Why {cite:p}`frank2020problems`", ":class: tip", "Inner",
+                     "::::::::::{admonition} Note", ":class: note dropdown", "Deep", "::::::::::", ":::::::::::"]
+
+
+@pytest.mark.parametrize("text, message", [
+    ("[@nobody1999]", "@nobody1999 is neither"), ("see @fig-none", "@fig-none"), ("[x](99_none.ipynb)", "99_none.ipynb"),
+    ("::: {.panel}\nx\n:::", "not a callout"), ("::: {.callout-note}\nx", "not closed"),
+])
+def test_what_cannot_be_translated_is_named(page, text, message):
+    with pytest.raises(site.SiteError, match=re.escape(message)):
+        site.to_myst(text, page)
+
+
+def cell(source, *outputs):
+    return {"cell_type": "code", "metadata": {}, "source": source, "outputs": list(outputs)}
+
+
+def shown(**data):
+    return {"output_type": "display_data", "metadata": {}, "data": {k.replace("_", "/"): v for k, v in data.items()}}
+
+
+@pytest.mark.parametrize("option, tag", [("echo: false", "remove-input"), ("output: false", "remove-output"),
+                                         ("include: false", "remove-cell"), ("code-fold: true", "hide-input")])
+def test_cell_options(page, option, tag):
+    c = cell(f"#| {option}\n1 + 1")
+    site.code_cell(c, page)
+    assert (c["source"], c["metadata"]) == ("1 + 1", {"tags": [tag]})
+
+
+def test_figures_and_tables(page):
+    c = cell('#| label: fig-waves\n#| fig-cap: "Of [@frank2020problems]: $x$"\nplot()', shown(image_png="..."))
+    site.code_cell(c, page)
+    assert c["metadata"]["mystnb"]["figure"] == {"caption": "**Figure 1.** Of {cite:p}`frank2020problems`: $x$", "name": "toy-fig-waves"}
+    c = cell("#| label: tbl-score\n#| tbl-cap: Scores\ndf", shown(text_html="<table>"))
+    site.code_cell(c, page)
+    assert [list(o["data"]) for o in c["outputs"]] == [["text/markdown"], ["text/html"]]
+    assert c["outputs"][0]["data"]["text/markdown"] == "{#toy-tbl-score .caption}\n**Table 1.** Scores"
+    with pytest.raises(site.SiteError, match="fig-capp"):
+        site.code_cell(cell("#| fig-capp: x\n1"), page)
+
+
+def test_exported_code_is_shown():
+    nb = {"cells": [cell("#| export\nimport os"), cell("#| export\nA = 1"), cell("#| export\ndef f(): pass"), cell("f()")]}
+    sources = [c["source"] for c in site.show_sources(nb)["cells"]]
+    assert sources == ["#| export\nimport os", "#| export\nA = 1", "A = 1", "#| export\ndef f(): pass",
+                       "#| code-fold: true\n#| code-summary: Source of f\ndef f(): pass", "f()"]
+
+
+def test_api(page):
+    page.syms["build_site.page_name"] = "build_site"
+    text = site.api("build_site.page_name", page)
+    assert "{py:function} page_name(notebook)" in text and "as nbdev names its pages" in text
+
+    def f(x, # (b, t) waveform
+          rate:int=3, # Hz
+          ): # -> (b,)
+        "Does."
+    assert site.signature(f) == "(x, rate=3)" and site.returned(f) == "Returns (b,)."
+
+
+def test_page_names():
+    assert [site.page_name(n) for n in ("index.ipynb", "00_audio.ipynb", "17a_style_transfer.ipynb")] == ["index", "audio", "style_transfer"]
+
+
+# --- the repository ------------------------------------------------------------------------------------------
+
+def test_sidebar_lists_the_notebooks():
+    config = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
+    listed = [nb for _, notebooks in site.sidebar(config) for nb in notebooks]
+    assert sorted(listed) == [p.name for p in NOTEBOOKS], "_quarto.yml must list every notebook in nbs/, once"
+    assert set(config["format"]) >= {"html", "commonmark"}  # nbdev_docs needs both
+
+
+def test_quarto_configuration_is_linked():
+    link = ROOT / "nbs" / "_quarto.yml"
+    assert link.is_symlink() and link.readlink() == Path("../_quarto.yml")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_committed_outputs_are_clean(path):
+    outputs = [o for c in json.loads(path.read_text(encoding="utf-8"))["cells"] for o in c.get("outputs", [])]
+    assert not [o for o in outputs if o["output_type"] == "error"], "holds an error: run it from top to bottom"
+    text = json.dumps([{k: v for k, v in o.get("data", {}).items() if k.startswith("text/")} | {"text": o.get("text")} for o in outputs])
+    found = re.search(r"(?<![\w:/.])/(?:home|root|work|tmp|Users|opt|var)/[^\s\"\\]*", text)
+    assert not found, f"an output holds the path {found[0]} of the machine it ran on"
+    assert path.stat().st_size < 2.5e6, "larger than 2.5 MB: shorten its sounds, or lower the dpi of its figures"
