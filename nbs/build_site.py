@@ -103,7 +103,7 @@ def show_sources(nb):
         nodes = ast.parse(code).body
         names = [node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
         if names:
-            code = f"#| code-fold: true\n#| code-summary: Source of {', '.join(names)}\n" + code
+            code = f"#| code-fold: true\n#| code-summary: Source of {', '.join(names)}\n#| eval: false\n" + code
         elif all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in nodes):
             continue
         cells.append({**cell, "id": cell.get("id", "cell") + "s", "source": code})
@@ -465,12 +465,15 @@ def build_sphinx(work, config, listed, js):
         if nb == "index.ipynb":
             converted["cells"].append(toctrees(config))
         (src / f"{name}.ipynb").write_text(json.dumps(converted), encoding="utf-8")
-    shutil.rmtree(SITE, ignore_errors=True)
-    app = Sphinx(src, None, SITE, BUILD / "doctrees", "html", confoverrides=settings(config), freshenv=True,
+    html = BUILD / "html"
+    shutil.rmtree(html, ignore_errors=True)
+    app = Sphinx(src, None, html, BUILD / "doctrees", "html", confoverrides=settings(config), freshenv=True,
                  warningiserror=True, status=None)
     app.build()
     if app.statuscode:
         raise SiteError("Sphinx reported the warnings above")
+    shutil.rmtree(SITE, ignore_errors=True)
+    shutil.move(html, SITE)
 
 
 # The widgets still speak to MathJax 2 when they draw their labels; MathJax 3 has no `Hub`

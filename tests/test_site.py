@@ -96,7 +96,7 @@ def test_exported_code_is_shown():
     nb = {"cells": [cell("#| export\nimport os"), cell("#| export\nA = 1"), cell("#| export\ndef f(): pass"), cell("f()")]}
     sources = [c["source"] for c in site.show_sources(nb)["cells"]]
     assert sources == ["#| export\nimport os", "#| export\nA = 1", "A = 1", "#| export\ndef f(): pass",
-                       "#| code-fold: true\n#| code-summary: Source of f\ndef f(): pass", "f()"]
+                       "#| code-fold: true\n#| code-summary: Source of f\n#| eval: false\ndef f(): pass", "f()"]
 
 
 def test_api(page):
