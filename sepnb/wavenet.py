@@ -6,7 +6,7 @@
 __all__ = ['taps', 'GatedStack', 'WaveNetConfig', 'Conditioning', 'check_codes', 'WaveNet', 'times', 'exp32', 'pick', 'frozen',
            'CachedSteps', 'sample_codes']
 
-# %% ../nbs/11_wavenet.ipynb #fd4039c1
+# %% ../nbs/11_wavenet.ipynb #f0af30c6
 import math, time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
+from .quantize import mulaw_decode, mulaw_encode
 from .training import Prior, check_batch
 
-# %% ../nbs/11_wavenet.ipynb #d7e71cbf
+# %% ../nbs/11_wavenet.ipynb #11140336
 def taps(x, # (b, t, c)
          kernel:int, # taps of the filter
          dilation:int, # samples between taps
@@ -31,7 +32,7 @@ def taps(x, # (b, t, c)
     padded = F.pad(x, (0, 0, left, reach - left))
     return torch.cat([padded[:, i * dilation : i * dilation + x.shape[1]] for i in range(kernel)], -1)
 
-# %% ../nbs/11_wavenet.ipynb #987db960
+# %% ../nbs/11_wavenet.ipynb #6131306e
 class GatedStack(nn.Module):
     """Dilated convolutions with gated units, residual and skip connections (van den Oord et al. 2016, Fig. 4).
 
@@ -64,18 +65,21 @@ class GatedStack(nn.Module):
         if cond is not None and cond.ndim == 2:
             cond = cond[:, None]  # global: the same at every time
         h = self.first(taps(x, self.kernel, 1, self.causal))
-        total = 0.0
+        w, gated = self.width, []
         for i, dilation in enumerate(self.dilations):
             a = self.gates[i](taps(h, self.kernel, dilation, self.causal))
             if cond is not None:
                 a = a + self.conds[i](cond)
             filter_, gate = a.chunk(2, -1)
-            r, s = self.mixes[i](torch.tanh(filter_) * torch.sigmoid(gate)).split([self.width, self.skip], -1)
-            h = (h + r) * math.sqrt(0.5)  # keeps the variance of the residual stream
-            total = total + s
+            gated.append(torch.tanh(filter_) * torch.sigmoid(gate))
+            residual = F.linear(gated[-1], self.mixes[i].weight[:w], self.mixes[i].bias[:w])
+            h = (h + residual) * math.sqrt(0.5)  # keeps the variance of the residual stream
+        # the sum of all skip connections is one product, which saves writing and adding one (b, t, skip) per layer
+        skips = torch.cat([m.weight[w:] for m in self.mixes], 1)
+        total = F.linear(torch.cat(gated, -1), skips, sum(m.bias[w:] for m in self.mixes))
         return self.last(total)
 
-# %% ../nbs/11_wavenet.ipynb #ba797736
+# %% ../nbs/11_wavenet.ipynb #12247691
 @dataclass(frozen=True)
 class WaveNetConfig:
     "Size of a WaveNet. The defaults are Table 2 of Frank & Ilse 2020, toy data; ValueError where a value makes no sense."
@@ -108,7 +112,7 @@ class WaveNetConfig:
     def dilations(self): # -> tuple of blocks * layers whole numbers
         return tuple(2**i for i in range(self.layers)) * self.blocks
 
-# %% ../nbs/11_wavenet.ipynb #04e3dec1
+# %% ../nbs/11_wavenet.ipynb #48de739c
 class Conditioning:
     """What steers a WaveNet: one vector per waveform (global), a lower-rate sequence (local), or both.
 
@@ -161,7 +165,7 @@ class Conditioning:
         lo, hi, weight = (v.to(x.device) for v in self.where(t, x.shape[1]))
         return torch.lerp(x[:, lo], x[:, hi], weight[:, None])
 
-# %% ../nbs/11_wavenet.ipynb #9764b26b
+# %% ../nbs/11_wavenet.ipynb #14dde48a
 def check_codes(codes, # what should be a batch of codes
                 classes:int=256):
     "Raises ValueError unless `codes` is int64 `(b, t)` with values from 0 to `classes - 1`."
@@ -174,7 +178,7 @@ def check_codes(codes, # what should be a batch of codes
     if low < 0 or high >= classes:
         raise ValueError(f"codes must lie in 0..{classes - 1}, got values from {low} to {high}")
 
-# %% ../nbs/11_wavenet.ipynb #74981728
+# %% ../nbs/11_wavenet.ipynb #a8b95fc6
 class WaveNet(Prior):
     """The autoregressive prior of van den Oord et al. 2016 over mu-law codes.
 
@@ -222,21 +226,19 @@ class WaveNet(Prior):
                  sigma=None, # ignored: the noise level belongs to the training data of a noise-conditional WaveNet
                  cond=None, local=None): # -> (b,) nats
         "Log-probability of the mu-law codes of waveforms; constant between code boundaries, so without gradient in `x`."
-        from sepnb.quantize import mulaw_encode
         check_batch(x)
         return self.log_prob_codes(mulaw_encode(x, self.config.classes), cond, local)
 
     def sample(self, n, t, generator=None, temperature=1.0, prompt=None, progress=False, cond=None, local=None,
                method="auto"): # -> (n, t) waveforms
         "Waveforms from the prior; see `sample_codes` for the parameters. `prompt` is `(n, p)` or `(1, p)` waveforms."
-        from sepnb.quantize import mulaw_decode, mulaw_encode
         if prompt is not None:
             check_batch(prompt)
             prompt = mulaw_encode(prompt, self.config.classes)
         codes = sample_codes(self, n, t, generator, temperature, prompt, progress, cond, local, method)
         return mulaw_decode(codes, self.config.classes).to(next(self.parameters()).device)
 
-# %% ../nbs/11_wavenet.ipynb #b23a4ebe
+# %% ../nbs/11_wavenet.ipynb #185eaa58
 _LOG2E, _LN2_HIGH, _LN2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 _TAYLOR = tuple(np.float32(1 / math.factorial(i)) for i in range(7))
 _ONE, _HALF, _ZERO, _LIMIT, _ROOT = (np.float32(v) for v in (1, 0.5, 0, 40, math.sqrt(0.5)))
@@ -269,7 +271,7 @@ def pick(logits, # (n, classes) float32
     c = np.add.accumulate(p.astype(np.float64), axis=-1)
     return np.minimum((c <= c[:, -1:] * u[:, None]).sum(-1), logits.shape[-1] - 1)
 
-# %% ../nbs/11_wavenet.ipynb #40fd032d
+# %% ../nbs/11_wavenet.ipynb #8affef6a
 def frozen(net): # a WaveNet -> dict of float32 arrays
     "The weights as the samplers want them: inputs first, filter and gate scaled for `exp`, embedding folded in."
     s, array = net.stack, lambda v: np.ascontiguousarray(v.detach().cpu().numpy().astype(np.float32))
@@ -319,7 +321,7 @@ class CachedSteps:
         logits = times(s, w["out2"]) + w["out2_b"]
         return _ONE / (_ONE + exp32(-logits)) if self.sigmoid else logits
 
-# %% ../nbs/11_wavenet.ipynb #d8f6e15d
+# %% ../nbs/11_wavenet.ipynb #d2226c65
 def sample_codes(net, # a WaveNet
                  n:int, # waveforms
                  t:int, # samples
@@ -408,5 +410,151 @@ def _sample_cached(net, codes, p, u, temperature, frames, update):
             codes[:, i] = pick(logits, u[:, i], temperature)
         update(1)
 
+# %% ../nbs/11_wavenet.ipynb #e428207c
+def _add_products(w, x, out):
+    "out += x @ w in the order of the inputs, eight of them at a time so that `out` is loaded and stored less often."
+    for j in range(0, w.shape[0], 8):
+        v = w[j : j + 8]
+        x0, x1, x2, x3, x4, x5, x6, x7 = x[j], x[j+1], x[j+2], x[j+3], x[j+4], x[j+5], x[j+6], x[j+7]
+        for o in range(w.shape[1]):
+            out[o] = (out[o] + v[0, o] * x0 + v[1, o] * x1 + v[2, o] * x2 + v[3, o] * x3
+                      + v[4, o] * x4 + v[5, o] * x5 + v[6, o] * x6 + v[7, o] * x7)
 
-_sample_fast = _sample_cached
+
+def _exp_into(x, power, out):
+    "out = exp(x) as in `exp32`; `power` is an int32 array of the same size to build 2^k in."
+    c0, c1, c2, c3, c4, c5, c6 = _TAYLOR
+    for o in range(x.shape[0]):
+        v = min(max(x[o], -_LIMIT), _LIMIT)
+        k = np.floor(v * _LOG2E + _HALF)
+        v = (v - k * _LN2_HIGH) - k * _LN2_LOW
+        power[o] = (np.int32(k) + np.int32(127)) << np.int32(23)
+        out[o] = c0 + v * (c1 + v * (c2 + v * (c3 + v * (c4 + v * (c5 + v * c6)))))
+    bits = power.view(np.float32)
+    for o in range(x.shape[0]):
+        out[o] *= bits[o]
+
+
+def _generate(tables, start, gate, gate_b, res, res_b, skip, skip_b, out1, out1_b, out2, out2_b, dilations, rings, first,
+              frames, lo, hi, weight, codes, p, u, sharp, sigmoid, begin, end):
+    "Samples `begin` to `end` of all waveforms: what `CachedSteps` and `pick` do, in one loop for numba."
+    kernel, width, skips, classes = tables.shape[0], start.shape[0], skip.shape[2], out2.shape[1]
+    x, z = np.zeros(gate.shape[1], np.float32), np.zeros(res.shape[1], np.float32)  # padded to whole eights
+    h, r = np.empty(width, np.float32), np.empty(width, np.float32)
+    a, e, power = np.empty(2 * width, np.float32), np.empty(2 * width, np.float32), np.empty(2 * width, np.int32)
+    s, s1 = np.zeros(out1.shape[0], np.float32), np.zeros(out1.shape[0], np.float32)
+    logits, prob, power2 = np.empty(classes, np.float32), np.empty(classes, np.float32), np.empty(classes, np.int32)
+    for t in range(begin, end):
+        for n in range(codes.shape[0]):
+            h[:] = start
+            for k in range(max(kernel - t, 0), kernel):
+                row = tables[k, codes[n, t - kernel + k]]
+                for o in range(width):
+                    h[o] += row[o]
+            s[:] = _ZERO
+            for i in range(len(dilations)):
+                size = (kernel - 1) * dilations[i]
+                for k in range(kernel - 1):
+                    x[k * width : (k + 1) * width] = rings[n, first[i] + (t + k * dilations[i]) % size]
+                x[(kernel - 1) * width : kernel * width] = h
+                if kernel > 1:
+                    rings[n, first[i] + t % size] = h
+                a[:] = _ZERO
+                _add_products(gate[i], x, a)
+                if frames.shape[2]:
+                    c0, c1 = frames[i, n, lo[t]], frames[i, n, hi[t]]
+                    for o in range(2 * width):
+                        a[o] = (a[o] + gate_b[i, o]) + (c0[o] + (c1[o] - c0[o]) * weight[t])
+                else:
+                    for o in range(2 * width):
+                        a[o] += gate_b[i, o]
+                _exp_into(a, power, e)
+                for o in range(width):
+                    z[o] = (_ONE - e[o]) / ((_ONE + e[o]) * (_ONE + e[width + o]))
+                r[:] = _ZERO
+                _add_products(res[i], z, r)
+                _add_products(skip[i], z, s)
+                for o in range(width):
+                    h[o] = (h[o] + (r[o] + res_b[i, o])) * _ROOT
+            if t < p:
+                continue
+            for o in range(skips):
+                s[o] = max(s[o] + skip_b[o], _ZERO)
+            s1[:] = _ZERO
+            _add_products(out1, s, s1)
+            for o in range(skips):
+                s1[o] = max(s1[o] + out1_b[o], _ZERO)
+            logits[:] = _ZERO
+            _add_products(out2, s1, logits)
+            for o in range(classes):
+                logits[o] += out2_b[o]
+            if sigmoid:
+                for o in range(classes):
+                    logits[o] = -logits[o]
+                _exp_into(logits, power2, prob)
+                for o in range(classes):
+                    logits[o] = _ONE / (_ONE + prob[o])
+            top = logits[0]
+            for o in range(classes):
+                top = max(top, logits[o])
+            for o in range(classes):
+                logits[o] = (logits[o] - top) * sharp
+            _exp_into(logits, power2, prob)
+            total = 0.0
+            for o in range(classes):
+                total += prob[o]
+            threshold, total, code = total * u[n, t], 0.0, 0
+            for o in range(classes):
+                total += prob[o]
+                code += total <= threshold
+            codes[n, t] = min(code, classes - 1)
+
+
+@lru_cache
+def _compiled():
+    "`_generate` as machine code, kept on disk for the next process where there is a folder to keep it in."
+    from numba import njit
+    from numba.extending import register_jitable
+
+    for helper in (_add_products, _exp_into):
+        register_jitable(helper)
+    try:
+        return njit(cache=True, error_model="numpy")(_generate)
+    except RuntimeError:  # neither the package's folder nor the user's can be written to
+        return njit(error_model="numpy")(_generate)
+
+
+def _aligned(x, rows=None, axis=-2):
+    "A copy that starts on a cache line; with `rows`, that axis is filled up with zeros to a multiple of it."
+    if rows:
+        pad = [(0, 0)] * x.ndim
+        pad[axis] = (0, -x.shape[axis] % rows)
+        x = np.pad(x, pad)
+    buffer = np.empty(x.nbytes + 64, np.uint8)
+    skip = -buffer.ctypes.data % 64
+    out = buffer[skip : skip + x.nbytes].view(x.dtype).reshape(x.shape)
+    out[...] = x
+    return out
+
+
+def _sample_fast(net, codes, p, u, temperature, frames, update, chunk=2000):
+    "The compiled step, in chunks so that a bar can move."
+    if _numba() is None:
+        raise ModuleNotFoundError("method='fast' needs numba (pip install numba); method='cached' works without")
+    w, (n, t) = frozen(net), codes.shape
+    size = (net.stack.kernel - 1) * w["dilations"]
+    rings = np.zeros((n, max(size.sum(), 1), net.stack.width), np.float32)
+    first = np.cumsum(size) - size
+    if frames is None:
+        gates, lo, weight = np.zeros((1, 1, 0, 1), np.float32), np.zeros(1, np.int64), np.zeros(1, np.float32)
+        hi = lo
+    else:
+        gates = _gate_frames(net, frames)
+        lo, hi, weight = (v.numpy() for v in net.conditioning.where(t, frames.shape[1]))
+    blocks = [_aligned(w[k], 8 if k in ("gate", "res", "skip", "out1", "out2") else None)
+              for k in ("tables", "start", "gate", "gate_b", "res", "res_b", "skip", "skip_b", "out1", "out1_b", "out2", "out2_b")]
+    for begin in range(0, t, chunk):
+        end = min(begin + chunk, t)
+        _compiled()(*blocks, w["dilations"], rings, first, gates, lo, hi, weight, codes, p, u, np.float32(1 / temperature),
+                    net.config.output == "sigmoid", begin, end)
+        update(end - begin)
