@@ -6,7 +6,7 @@ TORCH  ?= torch==2.13.0
 PRESET ?= laptop
 
 BIN   := .venv/bin
-PIP   := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP   := $(BIN)/python -m pip --disable-pip-version-check -qq
 READY := .venv/.ready
 JS    := .venv/js/.ready
 

@@ -87,8 +87,21 @@ def run_notebooks(listed, stored=False):
         if failed:
             raise SiteError("\n\n".join(f"nbs/{n} failed:\n{e}" for n, e in failed))
     for path in work.glob("*.ipynb"):
-        path.write_text(json.dumps(show_sources(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
+        nb = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(show_sources(no_progress_bars(nb))), encoding="utf-8")
     return work
+
+
+def no_progress_bars(nb):
+    "A finished progress bar says nothing to a reader"
+    def is_bar(output):
+        text = output.get("text") if output.get("name") == "stderr" else output.get("data", {}).get("text/plain", "")
+        return re.search(r"\d+%\|.*\d+/\d+ \[", "".join(text or ""))
+
+    for cell in nb["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if not is_bar(output)]
+    return nb
 
 
 def show_sources(nb):
@@ -310,13 +323,12 @@ def api(full, page):
 
 def returned(obj):
     "What the comment on the last line of a signature says: `): # -> (b, t)`, or `def f(x): # (b, t) -> (b,)`"
-    try:
-        found = re.search(r"^[^#\n]*\):[ \t]*#[ \t]*(.*?)->[ \t]*(.*?)[ \t]*$", inspect.getsource(obj).split('"""')[0], re.M)
-    except (OSError, TypeError):
-        found = None
-    if not found or inspect.isclass(obj):
+    if not inspect.isfunction(obj):
         return ""
-    return f"Takes {found[1].strip()}, returns {found[2]}." if found[1].strip() else f"Returns {found[2]}."
+    end = re.search(r"^[^#\n]*\)\s*(?:->[^#\n]*)?:[ \t]*(?:#[ \t]*(.*?)->[ \t]*(.*?))?[ \t]*$", inspect.getsource(obj), re.M)
+    if not end or end[2] is None:
+        return ""
+    return f"Takes {end[1].strip()}, returns {end[2]}." if end[1].strip() else f"Returns {end[2]}."
 
 
 def docstring(obj, page):
@@ -353,14 +365,12 @@ def code_cell(cell, page):
     if label and label in page.labels:
         if not text:
             raise SiteError(f"{page.name}: the cell labelled {label} has no caption")
-        text, name = caption(label, to_myst(text, page), page), f"{page.name}-{label}"
-        if label.startswith("fig-") and any("image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {}) for o in outputs):
-            render["figure"] = {"caption": text, "name": name}
-            if opts.get("fig-alt"):
-                render["image"] = {"alt": opts["fig-alt"]}
-        else:  # tables, and figures that are HTML or widgets: the caption becomes an output of its own
-            note = {"output_type": "display_data", "metadata": {}, "data": {"text/markdown": f"{{#{name} .caption}}\n{text}"}}
-            cell["outputs"] = [note, *outputs] if label.startswith("tbl-") else [*outputs, note]
+        # a caption is an output of its own: this holds for images, tables, players and widgets alike
+        text = f"{{#{page.name}-{label} .caption}}\n{caption(label, to_myst(text, page), page)}"
+        note = {"output_type": "display_data", "metadata": {}, "data": {"text/markdown": text}}
+        cell["outputs"] = [note, *outputs] if label.startswith("tbl-") else [*outputs, note]
+        if opts.get("fig-alt"):
+            render["image"] = {"alt": opts["fig-alt"]}
     for output in cell["outputs"]:
         if label in page.labels or "text/html" in output.get("data", {}):
             output.get("data", {}).pop("text/plain", None)
@@ -441,15 +451,27 @@ def toctrees(config):
     return markdown("\n\n".join(out))
 
 
-def build_sphinx(work, config, listed, js):
+def convert_all(folder, listed):
+    "{page name: converted notebook}; what is wrong in any of them is reported together"
     from pybtex.database import parse_file
+    scope = {}
+    exec((ROOT / "sepnb" / "_modidx.py").read_text(encoding="utf-8"), scope)
+    syms = {full: module for module, names in scope["d"]["syms"].items() for full in names}
+    keys = parse_file(NBS / "references.bib").entries
+    done, wrong = {}, []
+    for nb in listed:
+        name = page_name(nb)
+        try:
+            done[name] = convert(folder / nb, Page(name, f"sepnb.{name}", listed, keys, syms))
+        except SiteError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise SiteError("\n".join(wrong))
+    return done
+
+
+def build_sphinx(work, config, listed, js):
     from sphinx.application import Sphinx
-    modidx = (ROOT / "sepnb" / "_modidx.py")
-    syms = {}
-    if modidx.exists():
-        scope = {}
-        exec(modidx.read_text(encoding="utf-8"), scope)
-        syms = {full: mod for mod, names in scope["d"]["syms"].items() for full in names}
     src = BUILD / "sphinx"
     shutil.rmtree(src, ignore_errors=True)
     shutil.copytree(work, src, ignore=shutil.ignore_patterns("*.ipynb", "_quarto.yml"))
@@ -458,13 +480,10 @@ def build_sphinx(work, config, listed, js):
     for file in ("tex-svg-full.js", "embed-amd.js", "require.js"):
         shutil.copy(Path(js) / file, static)
     shutil.copy(work / "styles.css", static)
-    keys = parse_file(work / "references.bib").entries
-    for nb in listed:
-        name = page_name(nb)
-        converted = convert(work / nb, Page(name, f"sepnb.{name}", listed, keys, syms))
-        if nb == "index.ipynb":
-            converted["cells"].append(toctrees(config))
-        (src / f"{name}.ipynb").write_text(json.dumps(converted), encoding="utf-8")
+    pages = convert_all(work, listed)
+    pages["index"]["cells"].append(toctrees(config))
+    for name, nb in pages.items():
+        (src / f"{name}.ipynb").write_text(json.dumps(nb), encoding="utf-8")
     html = BUILD / "html"
     shutil.rmtree(html, ignore_errors=True)
     app = Sphinx(src, None, html, BUILD / "doctrees", "html", confoverrides=settings(config), freshenv=True,
@@ -494,6 +513,7 @@ def settings(config):
         "nb_ipywidgets_js": {"require.js": {}, "embed-amd.js": {}}, "mathjax_path": "tex-svg-full.js",
         "bibtex_bibfiles": ["references.bib"], "bibtex_reference_style": "author_year", "bibtex_default_style": "plain",
         "html_static_path": ["_static"], "html_css_files": ["styles.css"], "html_copy_source": False,
+        "html_show_search_summary": False,  # it would fetch pages, which a browser refuses on file://
         "html_js_files": [(None, {"body": MATHJAX_2})],
         "toc_object_entries_show_parents": "hide", "add_module_names": False,
         "copybutton_exclude": ".linenos, .gp, .go", "togglebutton_hint": "", "togglebutton_hint_hide": "",
@@ -509,6 +529,7 @@ def main():
     os.chdir(ROOT)  # nbdev looks for settings.ini upwards from here
     try:
         config, listed = read_config()
+        convert_all(NBS, listed)  # finds a wrong reference before the notebooks have run, not after
         work = run_notebooks(listed, args.stored)
         quarto = shutil.which("quarto")
         print(f"rendering with {'Quarto' if quarto else 'Sphinx'}", flush=True)

@@ -83,13 +83,21 @@ def test_cell_options(page, option, tag):
 def test_figures_and_tables(page):
     c = cell('#| label: fig-waves\n#| fig-cap: "Of [@frank2020problems]: $x$"\nplot()', shown(image_png="..."))
     site.code_cell(c, page)
-    assert c["metadata"]["mystnb"]["figure"] == {"caption": "**Figure 1.** Of {cite:p}`frank2020problems`: $x$", "name": "toy-fig-waves"}
+    assert [list(o["data"]) for o in c["outputs"]] == [["image/png"], ["text/markdown"]]
+    assert c["outputs"][1]["data"]["text/markdown"] == "{#toy-fig-waves .caption}\n**Figure 1.** Of {cite:p}`frank2020problems`: $x$"
     c = cell("#| label: tbl-score\n#| tbl-cap: Scores\ndf", shown(text_html="<table>"))
     site.code_cell(c, page)
     assert [list(o["data"]) for o in c["outputs"]] == [["text/markdown"], ["text/html"]]
     assert c["outputs"][0]["data"]["text/markdown"] == "{#toy-tbl-score .caption}\n**Table 1.** Scores"
     with pytest.raises(site.SiteError, match="fig-capp"):
         site.code_cell(cell("#| fig-capp: x\n1"), page)
+
+
+def test_progress_bars_are_left_out():
+    bar = shown(text_plain="  0%|          | 0/200 [00:00<?, ?it/s]", image_png="...")
+    stream = {"output_type": "stream", "name": "stderr", "text": ["100%|###| 3/3 [00:01<00:00, 2.1it/s]\n"]}
+    kept = shown(text_plain="5% | of 3/3")
+    assert site.no_progress_bars({"cells": [cell("x", bar, stream, kept)]})["cells"][0]["outputs"] == [kept]
 
 
 def test_exported_code_is_shown():
@@ -122,6 +130,11 @@ def test_sidebar_lists_the_notebooks():
     listed = [nb for _, notebooks in site.sidebar(config) for nb in notebooks]
     assert sorted(listed) == [p.name for p in NOTEBOOKS], "_quarto.yml must list every notebook in nbs/, once"
     assert set(config["format"]) >= {"html", "commonmark"}  # nbdev_docs needs both
+
+
+def test_notebooks_translate(monkeypatch):
+    monkeypatch.chdir(ROOT)  # where nbdev looks for settings.ini
+    site.convert_all(ROOT / "nbs", [p.name for p in NOTEBOOKS])
 
 
 def test_quarto_configuration_is_linked():
