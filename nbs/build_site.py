@@ -271,7 +271,7 @@ def caption(label, text, page):
 # --- API documentation ---------------------------------------------------------------------------------------
 
 def signature(obj):
-    "`(x, rate: int, to=16000)`: defaults that have no short form are shown as `...`"
+    "`(x, rate=16000, config=Config())`: no annotations, and defaults in their short form"
     try:
         sig = inspect.signature(obj)
     except (TypeError, ValueError):
@@ -282,7 +282,7 @@ def signature(obj):
             continue
         default = p.default
         if default is not p.empty and not isinstance(default, (int, float, str, bool, tuple, list, type(None))):
-            default = getattr(default, "__name__", None) or type(default).__name__
+            default = getattr(default, "__name__", None) or f"{type(default).__name__}()"
             p = p.replace(default=type("shown", (), {"__repr__": lambda _, d=default: d})())
         params.append(p.replace(annotation=p.empty))
     return str(sig.replace(parameters=params, return_annotation=sig.empty))
