@@ -72,7 +72,9 @@ def execute(path):
                "--log-level", "WARN", "--ExecutePreprocessor.timeout=1200", path.name]
     done = subprocess.run(command, cwd=path.parent, env=env, capture_output=True, text=True)
     print(f"  {'ok    ' if done.returncode == 0 else 'FAILED'} {path.name}", flush=True)
-    return path.name, None if done.returncode == 0 else done.stderr[-4000:]
+    if done.returncode == 0:
+        return path.name, None
+    return path.name, re.sub(r"\x1b\[[0-9;]*m", "", done.stderr)[-3000:]  # without terminal colours
 
 
 def run_notebooks(listed, stored=False):
