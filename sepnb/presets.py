@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'MODELS', 'DATA', 'EXPERIMENTS', 'preset_name', 'recipe_for', 'artifacts', 'weights_path', 'provenance',
            'source_data', 'train', 'load_prior', 'load_bank', 'experiment', 'reproduce', 'result', 'training_table']
 
-# %% ../nbs/19_presets.ipynb #1a9e3175
+# %% ../nbs/19_presets.ipynb #f71517ca
 import json, os, platform, subprocess, time
 from dataclasses import asdict
 from importlib import metadata
@@ -19,11 +19,11 @@ from . import toy
 from .flowavenet import FloWaveNet, FloWaveNetConfig
 from .training import PriorBank, Recipe, fit, load_tensors, load_weights, nll, save_weights, write_csv
 
-# %% ../nbs/19_presets.ipynb #1fe9f2ab
+# %% ../nbs/19_presets.ipynb #3070f939
 PRESETS = {
     "smoke": {"toy": {
         "flowavenet": (FloWaveNetConfig(blocks=3, flows=2, layers=2, width=8),
-                       Recipe(steps=30, batch=4, frame=512, lr=3e-3, clip=1.0)),
+                       Recipe(steps=150, batch=4, frame=512, lr=5e-3, clip=1.0)),
     }},
     "laptop": {"toy": {
         "flowavenet": (FloWaveNetConfig(blocks=4, flows=4, layers=4, width=24),
@@ -55,7 +55,7 @@ def recipe_for(model:str, data:str="toy", preset=None): # -> (config, recipe)
     table = PRESETS[preset_name(preset)]
     return table[_choose(data, table, "data set")][_choose(model, table[data], "model")]
 
-# %% ../nbs/19_presets.ipynb #1134cc92
+# %% ../nbs/19_presets.ipynb #09d043dc
 def artifacts(): # -> Path
     "The folder of weights and results: SEPNB_ARTIFACTS, else `artifacts` of the checkout, else of the working folder."
     if os.environ.get("SEPNB_ARTIFACTS"):
@@ -77,7 +77,7 @@ def provenance(): # -> dict
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores, {platform.machine()}"
     return dict(commit=git.stdout.strip() or "unknown", device=device, python=platform.python_version(), **packages)
 
-# %% ../nbs/19_presets.ipynb #51107c89
+# %% ../nbs/19_presets.ipynb #75ff5e15
 def source_data(data:str, source:str, split:str, t:int): # -> map-style data set of (t,)
     "The waveforms of one source of one data set."
     _choose(source, DATA[_choose(data, DATA, "data set")], "source")
@@ -126,7 +126,7 @@ def load_bank(model:str, data:str="toy", preset=None): # -> PriorBank
     "All priors of one kind, one per source, in the order of the data set."
     return PriorBank({s: load_prior(model, data, s, preset) for s in DATA[_choose(data, DATA, "data set")]})
 
-# %% ../nbs/19_presets.ipynb #1631e87e
+# %% ../nbs/19_presets.ipynb #2e8c8155
 EXPERIMENTS = {}
 
 

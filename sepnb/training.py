@@ -6,7 +6,7 @@
 __all__ = ['Prior', 'check_batch', 'PriorBank', 'Recipe', 'learning_rate', 'batch_indices', 'step_generator', 'random_crop',
            'save_tensors', 'load_tensors', 'save_weights', 'load_weights', 'nll', 'fit', 'write_csv']
 
-# %% ../nbs/10_training.ipynb #d4f8f9a8
+# %% ../nbs/10_training.ipynb #4fae7929
 import json, math, os, time
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
@@ -14,11 +14,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from tqdm.auto import tqdm
 
-# %% ../nbs/10_training.ipynb #cdbdbedb
+# %% ../nbs/10_training.ipynb #000d1797
 class Prior(nn.Module):
     "What every generative model of waveforms here offers. Subclasses take one frozen config dataclass."
 
@@ -34,7 +34,7 @@ class Prior(nn.Module):
         "`n` waveforms of `t` samples, `(n, t)`."
         raise NotImplementedError(f"{type(self).__name__} has no sample")
 
-# %% ../nbs/10_training.ipynb #a0f4db85
+# %% ../nbs/10_training.ipynb #74ffe9e1
 def check_batch(x, # what should be a batch of waveforms
                 multiple:int=1): # what the length must be a multiple of
     "Raises ValueError unless `x` is a finite float tensor `(b, t)` whose length a model can take."
@@ -49,7 +49,7 @@ def check_batch(x, # what should be a batch of waveforms
     if not torch.isfinite(x).all():
         raise ValueError("the waveforms contain NaN or infinite samples")
 
-# %% ../nbs/10_training.ipynb #37c0f1d0
+# %% ../nbs/10_training.ipynb #03a12c68
 class PriorBank(nn.Module):
     "K priors of one kind as one, in the order of `names`."
 
@@ -78,7 +78,7 @@ class PriorBank(nn.Module):
         b, k, t = x.shape
         return torch.stack([p.log_prob(x.reshape(b * k, t), sigma).view(b, k) for p in self.priors], 2)
 
-# %% ../nbs/10_training.ipynb #d59a533a
+# %% ../nbs/10_training.ipynb #3048671f
 @dataclass(frozen=True)
 class Recipe:
     "How to train: one frozen record, stored beside every set of weights."
@@ -108,7 +108,7 @@ def learning_rate(step:int, # 0 .. recipe.steps - 1
     "The five-step schedule: `decays` decreases by `gamma`, evenly spaced."
     return recipe.lr * recipe.gamma ** (step * (recipe.decays + 1) // recipe.steps)
 
-# %% ../nbs/10_training.ipynb #63f1655a
+# %% ../nbs/10_training.ipynb #5d6faba5
 def batch_indices(n:int, # items in the data set
                   batch:int, # items per step
                   step:int, # which step
@@ -140,7 +140,7 @@ def random_crop(x, # (b, t)
     offset = torch.randint(spare + 1, (len(x), 1), generator=generator, device=x.device)
     return x.gather(1, offset + torch.arange(frame, device=x.device))
 
-# %% ../nbs/10_training.ipynb #158d43a0
+# %% ../nbs/10_training.ipynb #1f246224
 def save_tensors(path, # where to
                  tensors:dict, # name -> tensor
                  meta:dict): # anything that JSON can hold
@@ -149,8 +149,8 @@ def save_tensors(path, # where to
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, partial,
-                  metadata={"sepnb": json.dumps(meta)})
+        partial.write_bytes(save({k: v.detach().contiguous().cpu() for k, v in tensors.items()},
+                                 metadata={"sepnb": json.dumps(meta)}))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -195,7 +195,7 @@ def load_weights(model, # a Prior of the same config as the stored one
     model.load_state_dict(tensors)
     return meta
 
-# %% ../nbs/10_training.ipynb #28d49ed7
+# %% ../nbs/10_training.ipynb #2093dd68
 def nll(model, # a Prior
         x, # (b, t)
         generator=None): # -> scalar, nats per sample
@@ -262,7 +262,7 @@ class _Items(torch.utils.data.Dataset):
         together = getattr(self.data, "__getitems__", None)  # torch's own name for "several items in one call"
         return torch.stack(together(mine) if together else [self.data[j] for j in mine])
 
-# %% ../nbs/10_training.ipynb #869f88ae
+# %% ../nbs/10_training.ipynb #9aa7ad33
 def fit(model, # a Prior, trained in place
         loss_fn, # loss_fn(model, x (b, t), generator) -> scalar
         data, # map-style data set of waveforms (t,)
