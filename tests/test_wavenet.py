@@ -18,7 +18,7 @@ def lively(seed=0, **kwargs):
     torch.manual_seed(seed)
     net = WaveNet(WaveNetConfig(**(dict(blocks=2, layers=5, width=16, skip=24) | kwargs))).eval()
     for p in net.parameters():
-        p.data.mul_(1.6)
+        p.data.mul_(1.4)
     return net
 
 
