@@ -6,7 +6,7 @@
 __all__ = ['RATE', 'COLORS', 'use_style', 'check_wave', 'players', 'player', 'plot_waves', 'stft', 'istft', 'plot_spectrogram',
            'resample', 'save', 'load']
 
-# %% ../nbs/00_audio.ipynb #877f69b5
+# %% ../nbs/00_audio.ipynb #f5be2b42
 import base64, html, io, math, os, struct, tempfile, wave
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 import torchaudio.functional as AF
 from IPython.display import HTML
 
-# %% ../nbs/00_audio.ipynb #d60acbe6
+# %% ../nbs/00_audio.ipynb #f258cd23
 RATE = 16000  # Hz; every sound in these notebooks has this rate unless it says otherwise
 
 COLORS = dict(sine="#0072B2", square="#E69F00", saw="#009E73", triangle="#CC79A7", mix="#555555",
@@ -34,7 +34,7 @@ def use_style():
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#DDDDDD",
         "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.5, "image.cmap": "viridis"})
 
-# %% ../nbs/00_audio.ipynb #482bc0d4
+# %% ../nbs/00_audio.ipynb #8dfb42da
 def check_wave(x, # (t,) or (..., t) waveform or waveforms, tensor or array
                rate:int=None, # its sample rate, Hz, if known
                expect_rate:int=None, # the rate that is needed, Hz
@@ -62,7 +62,7 @@ def check_wave(x, # (t,) or (..., t) waveform or waveforms, tensor or array
         raise ValueError(f"{name} reaches a magnitude of {peak:.4g}; expected at most {max_abs:g}; scale it, for instance x / x.abs().max()")
     return x
 
-# %% ../nbs/00_audio.ipynb #b6e0dc58
+# %% ../nbs/00_audio.ipynb #0ed4be00
 def _wav_uri(x, rate):
     "A mono waveform as a base64 data URI of a 16-bit WAV file, and how many of its samples were clipped."
     x = check_wave(x, mono=True).detach().cpu().double()
@@ -90,7 +90,7 @@ def player(x, # (t,) waveform in [-1, 1], tensor or array
     "One inline audio player; the level is kept, never normalised, and clipping is stated."
     return players({label or "": x}, rate)
 
-# %% ../nbs/00_audio.ipynb #5c3ceae6
+# %% ../nbs/00_audio.ipynb #18644597
 def plot_waves(waves, # {name: (t,)} or (k, t) or (t,)
                rate:int=RATE, # sample rate, Hz
                names=None, # names of the rows where `waves` is a tensor
@@ -113,7 +113,7 @@ def plot_waves(waves, # {name: (t,)} or (k, t) or (t,)
     axs[-1].set_xlabel("time (s)")
     return axs
 
-# %% ../nbs/00_audio.ipynb #ba11ab5c
+# %% ../nbs/00_audio.ipynb #5164f062
 def stft(x, # (..., t) waveform
          n_fft:int=1024, # window length, samples (64 ms at 16 kHz)
          hop:int=None, # step, samples; None means a quarter of the window
@@ -130,7 +130,7 @@ def istft(X, # (..., n_fft // 2 + 1, frames), complex
     n_fft = 2 * (X.shape[-2] - 1)
     return torch.istft(X, n_fft, hop or n_fft // 4, window=torch.hann_window(n_fft, dtype=X.real.dtype, device=X.device), length=t)
 
-# %% ../nbs/00_audio.ipynb #d74211ab
+# %% ../nbs/00_audio.ipynb #31184c3a
 def plot_spectrogram(x, # (t,) waveform
                      rate:int=RATE, # sample rate, Hz
                      n_fft:int=1024, # window length, samples
@@ -153,7 +153,7 @@ def plot_spectrogram(x, # (t,) waveform
     if colorbar: ax.figure.colorbar(im, ax=ax, label="level (dB)")
     return ax
 
-# %% ../nbs/00_audio.ipynb #0cbf3d2f
+# %% ../nbs/00_audio.ipynb #6bcfea20
 def resample(x, # (..., t) waveform
              rate:int, # its sample rate, Hz
              new_rate:int, # the wanted sample rate, Hz
@@ -166,7 +166,7 @@ def resample(x, # (..., t) waveform
     return AF.resample(x, int(rate), int(new_rate), lowpass_filter_width=64, rolloff=0.9476, # a steep filter: full level up to
                        resampling_method="sinc_interp_kaiser", beta=14.77)                    # about 90 % of the new Nyquist frequency
 
-# %% ../nbs/00_audio.ipynb #f032c2c9
+# %% ../nbs/00_audio.ipynb #6d5fdf05
 def save(path, # where to; the suffix chooses the format (.wav, .flac, .ogg)
          x, # (t,) or (channels, t) waveform in [-1, 1]
          rate:int=RATE, # its sample rate, Hz
@@ -191,7 +191,7 @@ def _umask():
     mask = os.umask(0); os.umask(mask)
     return mask
 
-# %% ../nbs/00_audio.ipynb #17cf8546
+# %% ../nbs/00_audio.ipynb #97a3ad50
 def _check_complete(path):
     "libsndfile reads a cut-off WAV without a word: compare the length in its header with the file."
     with open(path, "rb") as f: head = f.read(12)

@@ -6,7 +6,7 @@
 __all__ = ['squeeze', 'unsqueeze', 'ActNorm', 'Coupling', 'flip', 'FloWaveNetConfig', 'NoiseLevel', 'Flow', 'FloWaveNet',
            'latent_term']
 
-# %% ../nbs/12_flowavenet.ipynb #d2409d4f
+# %% ../nbs/12_flowavenet.ipynb #464d2dca
 import math
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from torch import nn
 from .training import Prior, check_batch
 from .wavenet import GatedStack
 
-# %% ../nbs/12_flowavenet.ipynb #4202ec77
+# %% ../nbs/12_flowavenet.ipynb #687abaad
 def squeeze(x): # (b, t, c) -> (b, t/2, 2c)
     "Folds pairs of time steps into channels: even ones first, odd ones second."
     b, t, c = x.shape
@@ -28,7 +28,7 @@ def unsqueeze(x): # (b, t, c) -> (b, 2t, c/2)
     b, t, c = x.shape
     return x.reshape(b, 2 * t, c // 2)
 
-# %% ../nbs/12_flowavenet.ipynb #9d33d96f
+# %% ../nbs/12_flowavenet.ipynb #12860305
 class ActNorm(nn.Module):
     "`z = (x + shift) * exp(log_scale)` per channel, initialised by the first training batch."
 
@@ -54,7 +54,7 @@ class ActNorm(nn.Module):
     def inverse(self, z):
         return z * (-self.log_scale).exp() - self.shift
 
-# %% ../nbs/12_flowavenet.ipynb #d4355840
+# %% ../nbs/12_flowavenet.ipynb #681164b8
 class Coupling(nn.Module):
     "Affine coupling: the first half of the channels decides shift and scale of the second."
 
@@ -80,7 +80,7 @@ def flip(x): # (b, t, c) -> (b, t, c)
     a, b = x.chunk(2, -1)
     return torch.cat([b, a], -1)
 
-# %% ../nbs/12_flowavenet.ipynb #343a744e
+# %% ../nbs/12_flowavenet.ipynb #b9614b34
 @dataclass(frozen=True)
 class FloWaveNetConfig:
     "Table 2 of Frank & Ilse 2020; the defaults are its toy model."
@@ -91,7 +91,7 @@ class FloWaveNetConfig:
     width: int = 32     # channels of the coupling networks
     noise_conditional: bool = False  # whether log_prob takes a noise level sigma
 
-# %% ../nbs/12_flowavenet.ipynb #d9990ef3
+# %% ../nbs/12_flowavenet.ipynb #fc5baf85
 class NoiseLevel(nn.Module):
     "A noise level as a vector: what conditions the gates of a noise-conditional network."
 
@@ -122,7 +122,7 @@ class Flow(nn.Module):
     def inverse(self, z, cond=None):
         return self.norm.inverse(self.coupling.inverse(flip(z), cond))
 
-# %% ../nbs/12_flowavenet.ipynb #78dc106f
+# %% ../nbs/12_flowavenet.ipynb #de0d62bc
 class FloWaveNet(Prior):
     "FloWaveNet (Kim et al. 2019) as in Frank & Ilse 2020, section 2, Fig. 5 and appendix 5.2."
 

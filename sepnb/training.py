@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Prior', 'check_batch', 'PriorBank', 'Recipe', 'learning_rate', 'batch_indices', 'step_generator', 'random_crop',
-           'save_tensors', 'load_tensors', 'save_weights', 'load_weights', 'nll', 'fit', 'write_csv']
+           'save_tensors', 'load_tensors', 'artifacts', 'save_weights', 'load_weights', 'nll', 'fit', 'write_csv']
 
-# %% ../nbs/10_training.ipynb #4fae7929
+# %% ../nbs/10_training.ipynb #e6c9976c
 import json, math, os, time
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import nn
 from tqdm.auto import tqdm
 
-# %% ../nbs/10_training.ipynb #000d1797
+# %% ../nbs/10_training.ipynb #749c73f6
 class Prior(nn.Module):
     "What every generative model of waveforms here offers. Subclasses take one frozen config dataclass."
 
@@ -34,7 +34,7 @@ class Prior(nn.Module):
         "`n` waveforms of `t` samples, `(n, t)`."
         raise NotImplementedError(f"{type(self).__name__} has no sample")
 
-# %% ../nbs/10_training.ipynb #74ffe9e1
+# %% ../nbs/10_training.ipynb #4ad0fef5
 def check_batch(x, # what should be a batch of waveforms
                 multiple:int=1): # what the length must be a multiple of
     "Raises ValueError unless `x` is a finite float tensor `(b, t)` whose length a model can take."
@@ -49,7 +49,7 @@ def check_batch(x, # what should be a batch of waveforms
     if not torch.isfinite(x).all():
         raise ValueError("the waveforms contain NaN or infinite samples")
 
-# %% ../nbs/10_training.ipynb #03a12c68
+# %% ../nbs/10_training.ipynb #ae0f0b69
 class PriorBank(nn.Module):
     "K priors of one kind as one, in the order of `names`."
 
@@ -78,7 +78,7 @@ class PriorBank(nn.Module):
         b, k, t = x.shape
         return torch.stack([p.log_prob(x.reshape(b * k, t), sigma).view(b, k) for p in self.priors], 2)
 
-# %% ../nbs/10_training.ipynb #3048671f
+# %% ../nbs/10_training.ipynb #65deb9a0
 @dataclass(frozen=True)
 class Recipe:
     "How to train: one frozen record, stored beside every set of weights."
@@ -108,7 +108,7 @@ def learning_rate(step:int, # 0 .. recipe.steps - 1
     "The five-step schedule: `decays` decreases by `gamma`, evenly spaced."
     return recipe.lr * recipe.gamma ** (step * (recipe.decays + 1) // recipe.steps)
 
-# %% ../nbs/10_training.ipynb #5d6faba5
+# %% ../nbs/10_training.ipynb #0b7c1311
 def batch_indices(n:int, # items in the data set
                   batch:int, # items per step
                   step:int, # which step
@@ -140,7 +140,7 @@ def random_crop(x, # (b, t)
     offset = torch.randint(spare + 1, (len(x), 1), generator=generator, device=x.device)
     return x.gather(1, offset + torch.arange(frame, device=x.device))
 
-# %% ../nbs/10_training.ipynb #1f246224
+# %% ../nbs/10_training.ipynb #1ff76303
 def save_tensors(path, # where to
                  tensors:dict, # name -> tensor
                  meta:dict): # anything that JSON can hold
@@ -172,6 +172,14 @@ def load_tensors(path): # -> (tensors, meta)
     return tensors, json.loads(meta)
 
 
+def artifacts(): # -> Path
+    "The folder of weights and results: SEPNB_ARTIFACTS, else `artifacts` of the checkout, else of the working folder."
+    if os.environ.get("SEPNB_ARTIFACTS"):
+        return Path(os.environ["SEPNB_ARTIFACTS"])
+    checkout = Path(__file__).resolve().parents[1] if "__file__" in globals() else Path.cwd().parent
+    return checkout / "artifacts" if (checkout / "settings.ini").exists() else Path.cwd() / "artifacts"
+
+
 def save_weights(model, # a Prior
                  path,
                  dtype=torch.float16, # of the stored floating-point tensors
@@ -195,7 +203,7 @@ def load_weights(model, # a Prior of the same config as the stored one
     model.load_state_dict(tensors)
     return meta
 
-# %% ../nbs/10_training.ipynb #2093dd68
+# %% ../nbs/10_training.ipynb #903724ac
 def nll(model, # a Prior
         x, # (b, t)
         generator=None): # -> scalar, nats per sample
@@ -262,7 +270,7 @@ class _Items(torch.utils.data.Dataset):
         together = getattr(self.data, "__getitems__", None)  # torch's own name for "several items in one call"
         return torch.stack(together(mine) if together else [self.data[j] for j in mine])
 
-# %% ../nbs/10_training.ipynb #9aa7ad33
+# %% ../nbs/10_training.ipynb #23412c23
 def fit(model, # a Prior, trained in place
         loss_fn, # loss_fn(model, x (b, t), generator) -> scalar
         data, # map-style data set of waveforms (t,)
