@@ -8,7 +8,7 @@ __all__ = ['CONDITIONAL', 'taps', 'GatedStack', 'WaveNetConfig', 'Conditioning',
            'f0_track', 'guess_source', 'PitchTracks', 'tone', 'pitch_features', 'tone_loss', 'train_conditional',
            'play']
 
-# %% ../nbs/11_wavenet.ipynb #2322c197
+# %% ../nbs/11_wavenet.ipynb #a86de12f
 import math, time
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,7 +24,7 @@ from .quantize import mulaw_decode, mulaw_encode
 from .toy import SOURCES, _SHAPES
 from .training import Prior, Recipe, check_batch, fit
 
-# %% ../nbs/11_wavenet.ipynb #7bd1130f
+# %% ../nbs/11_wavenet.ipynb #1ef3ddb6
 def taps(x, # (b, t, c)
          kernel:int, # taps of the filter
          dilation:int, # samples between taps
@@ -35,7 +35,7 @@ def taps(x, # (b, t, c)
     padded = F.pad(x, (0, 0, left, reach - left))
     return torch.cat([padded[:, i * dilation : i * dilation + x.shape[1]] for i in range(kernel)], -1)
 
-# %% ../nbs/11_wavenet.ipynb #1de4c077
+# %% ../nbs/11_wavenet.ipynb #37c35b84
 class GatedStack(nn.Module):
     """Dilated convolutions with gated units, residual and skip connections (van den Oord et al. 2016, Fig. 4).
 
@@ -82,7 +82,7 @@ class GatedStack(nn.Module):
         total = F.linear(torch.cat(gated, -1), skips, sum(m.bias[w:] for m in self.mixes))
         return self.last(total)
 
-# %% ../nbs/11_wavenet.ipynb #21e58cf1
+# %% ../nbs/11_wavenet.ipynb #ad7a79a0
 @dataclass(frozen=True)
 class WaveNetConfig:
     "Size of a WaveNet. The defaults are Table 2 of Frank & Ilse 2020, toy data; ValueError where a value makes no sense."
@@ -115,7 +115,7 @@ class WaveNetConfig:
     def dilations(self): # -> tuple of blocks * layers whole numbers
         return tuple(2**i for i in range(self.layers)) * self.blocks
 
-# %% ../nbs/11_wavenet.ipynb #78230a33
+# %% ../nbs/11_wavenet.ipynb #c60071a2
 class Conditioning:
     """What steers a WaveNet: one vector per waveform (global), a lower-rate sequence (local), or both.
 
@@ -168,7 +168,7 @@ class Conditioning:
         lo, hi, weight = (v.to(x.device) for v in self.where(t, x.shape[1]))
         return torch.lerp(x[:, lo], x[:, hi], weight[:, None])
 
-# %% ../nbs/11_wavenet.ipynb #fa296a7a
+# %% ../nbs/11_wavenet.ipynb #52602771
 def check_codes(codes, # what should be a batch of codes
                 classes:int=256):
     "Raises ValueError unless `codes` is int64 `(b, t)` with values from 0 to `classes - 1`."
@@ -181,14 +181,14 @@ def check_codes(codes, # what should be a batch of codes
     if low < 0 or high >= classes:
         raise ValueError(f"codes must lie in 0..{classes - 1}, got values from {low} to {high}")
 
-# %% ../nbs/11_wavenet.ipynb #d8d4c754
+# %% ../nbs/11_wavenet.ipynb #7f208dd7
 def code_waves(classes:int, # codes
                size:int): # columns -> (classes, size), variance about 1
     "Sine waves over the codes at random phases, from half a period to 32: a smooth start for a table with a row per code."
     periods = 0.5 * 64 ** torch.linspace(0, 1, size)
     return math.sqrt(2) * torch.sin(math.pi * (torch.linspace(-1, 1, classes)[:, None] * periods + 2 * torch.rand(size)))
 
-# %% ../nbs/11_wavenet.ipynb #57c2f424
+# %% ../nbs/11_wavenet.ipynb #cad9eb50
 class WaveNet(Prior):
     """The autoregressive prior of van den Oord et al. 2016 over mu-law codes.
 
@@ -259,7 +259,7 @@ class WaveNet(Prior):
         codes = sample_codes(self, n, t, generator, temperature, prompt, progress, cond, local, method)
         return mulaw_decode(codes, self.config.classes).to(next(self.parameters()).device)
 
-# %% ../nbs/11_wavenet.ipynb #a08a6efe
+# %% ../nbs/11_wavenet.ipynb #05368332
 _LOG2E, _LN2_HIGH, _LN2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 _TAYLOR = tuple(np.float32(1 / math.factorial(i)) for i in range(7))
 _ONE, _HALF, _ZERO, _LIMIT, _ROOT = (np.float32(v) for v in (1, 0.5, 0, 40, math.sqrt(0.5)))
@@ -282,7 +282,7 @@ def exp32(x): # float32, clipped to [-40, 40] -> float32
         p = c + x * p
     return p * power
 
-# %% ../nbs/11_wavenet.ipynb #3f57f5a8
+# %% ../nbs/11_wavenet.ipynb #b08b429b
 def pick(logits, # (n, classes) float32
          u, # (n,) float64 in [0, 1)
          temperature:float=1.0): # -> (n,) codes
@@ -292,7 +292,7 @@ def pick(logits, # (n, classes) float32
     c = np.add.accumulate(p.astype(np.float64), axis=-1)
     return np.minimum((c <= c[:, -1:] * u[:, None]).sum(-1), logits.shape[-1] - 1)
 
-# %% ../nbs/11_wavenet.ipynb #20656e1c
+# %% ../nbs/11_wavenet.ipynb #45f1a188
 def frozen(net): # a WaveNet -> dict of float32 arrays
     "The weights as the samplers want them: inputs first, filter and gate scaled for `exp`, embedding folded in."
     s, array = net.stack, lambda v: np.ascontiguousarray(v.detach().cpu().numpy().astype(np.float32))
@@ -309,7 +309,7 @@ def frozen(net): # a WaveNet -> dict of float32 arrays
         out1=array(s.last[1].weight.T), out1_b=array(s.last[1].bias),
         out2=array(s.last[3].weight.T), out2_b=array(s.last[3].bias), dilations=np.array(s.dilations, np.int64))
 
-# %% ../nbs/11_wavenet.ipynb #14d1cc66
+# %% ../nbs/11_wavenet.ipynb #77f72242
 class CachedSteps:
     "A WaveNet one sample at a time: every layer keeps its own past, so that nothing is computed twice."
 
@@ -342,7 +342,7 @@ class CachedSteps:
         logits = times(s, w["out2"]) + w["out2_b"]
         return _ONE / (_ONE + exp32(-logits)) if self.sigmoid else logits
 
-# %% ../nbs/11_wavenet.ipynb #4db83fd6
+# %% ../nbs/11_wavenet.ipynb #6676cd1e
 def sample_codes(net, # a WaveNet
                  n:int, # waveforms
                  t:int, # samples
@@ -383,7 +383,7 @@ def sample_codes(net, # a WaveNet
         engine(net, codes, p, u, temperature, frames, bar.update)
     return torch.from_numpy(codes)
 
-# %% ../nbs/11_wavenet.ipynb #2f412d4b
+# %% ../nbs/11_wavenet.ipynb #22e6bd21
 def _numba():
     "numba, or None where it is not installed."
     try:
@@ -398,7 +398,7 @@ def _upsampled(net, frames, t):
     lo, hi, weight = (v.to(frames.device) for v in net.conditioning.where(t, frames.shape[1]))
     return torch.lerp(frames[:, lo], frames[:, hi], weight[:, None])
 
-# %% ../nbs/11_wavenet.ipynb #0fb5219d
+# %% ../nbs/11_wavenet.ipynb #16cc84fd
 def _sample_naive(net, codes, p, u, temperature, frames, update):
     "The whole network over its whole receptive field, for every sample."
     device, t, reach = next(net.parameters()).device, codes.shape[1], net.receptive_field
@@ -411,7 +411,7 @@ def _sample_naive(net, codes, p, u, temperature, frames, update):
             codes[:, i] = pick(logits.float().cpu().numpy(), u[:, i], temperature)
         update(1)
 
-# %% ../nbs/11_wavenet.ipynb #081c8863
+# %% ../nbs/11_wavenet.ipynb #08726d11
 def _gate_frames(net, frames): # (n, frames, size) -> (layers, n, frames, 2 * width) float32
     "What each frame of the conditioning adds to every gate, scaled as in `frozen`."
     scale = torch.tensor([-2.0, -1.0]).repeat_interleave(net.stack.width)
@@ -431,7 +431,7 @@ def _sample_cached(net, codes, p, u, temperature, frames, update):
             codes[:, i] = pick(logits, u[:, i], temperature)
         update(1)
 
-# %% ../nbs/11_wavenet.ipynb #c269253c
+# %% ../nbs/11_wavenet.ipynb #a3f86580
 def _add_products(w, x, out):
     "out += x @ w in the order of the inputs, eight of them at a time so that `out` is loaded and stored less often."
     for j in range(0, w.shape[0], 8):
@@ -455,7 +455,7 @@ def _exp_into(x, power, out):
     for o in range(x.shape[0]):
         out[o] *= bits[o]
 
-# %% ../nbs/11_wavenet.ipynb #1f0da9c7
+# %% ../nbs/11_wavenet.ipynb #816452e8
 def _generate(tables, start, gate, gate_b, res, res_b, skip, skip_b, out1, out1_b, out2, out2_b, dilations, rings, first,
               frames, lo, hi, weight, codes, p, u, sharp, sigmoid, begin, end):
     "Samples `begin` to `end` of all waveforms: what `CachedSteps` and `pick` do, in one loop for numba."
@@ -586,7 +586,7 @@ def _sample_fast(net, codes, p, u, temperature, frames, update, chunk=2000):
                     net.config.output == "sigmoid", begin, end)
         update(end - begin)
 
-# %% ../nbs/11_wavenet.ipynb #8928fac3
+# %% ../nbs/11_wavenet.ipynb #e7a5129a
 def _add_products(w, x, out):
     "out += x @ w in the order of the inputs, eight of them at a time so that `out` is loaded and stored less often."
     for j in range(0, w.shape[0], 8):
@@ -705,7 +705,7 @@ def _compiled():
     except RuntimeError:  # neither the package's folder nor the user's can be written to
         return njit(error_model="numpy")(_generate)
 
-# %% ../nbs/11_wavenet.ipynb #623a12cf
+# %% ../nbs/11_wavenet.ipynb #b3048146
 def _aligned(x, rows=None, axis=-2):
     "A copy that starts on a cache line; with `rows`, that axis is filled up with zeros to a multiple of it."
     if rows:
@@ -741,7 +741,7 @@ def _sample_fast(net, codes, p, u, temperature, frames, update, chunk=2000):
                     net.config.output == "sigmoid", begin, end)
         update(end - begin)
 
-# %% ../nbs/11_wavenet.ipynb #03c3d6fd
+# %% ../nbs/11_wavenet.ipynb #deb00dd1
 def step_cost(config): # -> dict
     "What one sample costs: multiply-adds, weights read, and the past that is kept."
     c = config
@@ -770,7 +770,7 @@ def _seconds(f):
     f()
     return time.perf_counter() - start
 
-# %% ../nbs/11_wavenet.ipynb #4dbdd0f8
+# %% ../nbs/11_wavenet.ipynb #b5a0290c
 def sampling_speed(config=WaveNetConfig(width=32), # of a WaveNet with random weights
                    methods=("naive", "cached", "fast"),
                    n:int=1, # waveforms at once
@@ -795,7 +795,7 @@ def sampling_speed(config=WaveNetConfig(width=32), # of a WaveNet with random we
     table = pd.DataFrame(rows)
     return table.assign(real_time=table.samples_per_second / 16_000)
 
-# %% ../nbs/11_wavenet.ipynb #a7dc75cd
+# %% ../nbs/11_wavenet.ipynb #a18ecde7
 def f0_track(x, # (t,) waveform with one pitch at a time whose strongest partial is the fundamental
              rate:int=16_000, # Hz
              frame:int=2048, # samples per estimate; two periods at least
@@ -828,7 +828,7 @@ def guess_source(x, # (t,) steady toy waveform
     have = (float(amplitude[1] / amplitude[0]), float(amplitude[2] / amplitude[0]))
     return min(ideal, key=lambda s: math.dist(ideal[s], have))
 
-# %% ../nbs/11_wavenet.ipynb #1e92ee22
+# %% ../nbs/11_wavenet.ipynb #f857f6db
 class PitchTracks(torch.utils.data.Dataset):
     "Frequencies over time: `[i]` is (t,) in Hz, held or gliding on a logarithmic scale between random points."
 
@@ -850,7 +850,7 @@ class PitchTracks(torch.utils.data.Dataset):
         u = F.interpolate(points, self.t, mode="linear", align_corners=True)[0, 0]
         return self.low * (self.high / self.low) ** u
 
-# %% ../nbs/11_wavenet.ipynb #ba646b1e
+# %% ../nbs/11_wavenet.ipynb #dd688b58
 def tone(shape:str, # one of `toy.SOURCES`
          f, # (t,) or (b, t) frequency, Hz
          a=0.9, # amplitude, a number or (b, 1)
@@ -860,7 +860,7 @@ def tone(shape:str, # one of `toy.SOURCES`
     u = f.double().cumsum(-1) / rate + torch.as_tensor(phi) / (2 * math.pi)
     return a * _SHAPES[shape](u - u.floor()).float()
 
-# %% ../nbs/11_wavenet.ipynb #6ccc8d4a
+# %% ../nbs/11_wavenet.ipynb #d93901e8
 def pitch_features(f, # (b, t) frequency, Hz
                    hop:int): # samples per frame -> (b, frames, 7)
     "A pitch track as local conditioning: log-frequency, and sines and cosines of it that tell neighbours apart."
@@ -868,7 +868,7 @@ def pitch_features(f, # (b, t) frequency, Hz
     angle = math.pi * p * torch.tensor([1.0, 2.0, 4.0])
     return torch.cat([p, angle.sin(), angle.cos()], -1).float()
 
-# %% ../nbs/11_wavenet.ipynb #71bc9926
+# %% ../nbs/11_wavenet.ipynb #33f4408f
 def tone_loss(model, # a WaveNet with cond_global = 4 and cond_local = 7
               f, # (b, t) pitch tracks, Hz
               generator=None): # -> nats per sample
@@ -898,7 +898,7 @@ def train_conditional(preset:str="laptop", # "smoke" (seconds) or "laptop" (2500
     metrics = fit(net, tone_loss, PitchTracks(), recipe, run=run, every=50, progress=progress)
     return net, metrics
 
-# %% ../nbs/11_wavenet.ipynb #e255d9c8
+# %% ../nbs/11_wavenet.ipynb #f2efce5c
 @torch.no_grad()
 def play(model, # a steered WaveNet
          shapes, # names of waveforms, one per track
