@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['app', 'Preset', 'train', 'reproduce', 'list_', 'bench', 'main']
 
-# %% ../nbs/90_cli.ipynb #6a480d83
+# %% ../nbs/90_cli.ipynb #da6672a2
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-# %% ../nbs/90_cli.ipynb #addf80b5
+# %% ../nbs/90_cli.ipynb #d612f3e0
 app = typer.Typer(help="Deep generative priors for audio source separation.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 Preset = Annotated[Optional[str], typer.Option(help="smoke (seconds), laptop (minutes) or paper (a GPU); default: SEPNB_PRESET, else laptop")]
 
 
 @app.command()
-def train(model: Annotated[str, typer.Argument(help="flowavenet")],
+def train(model: Annotated[str, typer.Argument(help="flowavenet, wavenet or wavenet-released")],
           data: Annotated[str, typer.Argument(help="toy")],
           source: Annotated[str, typer.Argument(help="sine, square, saw, triangle, or all")],
           preset: Preset = None,
@@ -37,7 +37,7 @@ def train(model: Annotated[str, typer.Argument(help="flowavenet")],
     for name in names:
         typer.echo(f"{name}: {presets.train(model, data, name, preset, run=run, workers=workers)}")
 
-# %% ../nbs/90_cli.ipynb #3250daed
+# %% ../nbs/90_cli.ipynb #5d42ced2
 def _experiments():
     "Name -> function of every experiment; the notebooks register theirs when they are imported."
     from sepnb import likelihood, presets, speed  # noqa: F401
@@ -58,7 +58,7 @@ def reproduce(name: Annotated[str, typer.Argument(help="an experiment, the begin
         frame = presets.reproduce(n, preset)
         typer.echo(f"{n}: {len(frame)} rows in {presets.artifacts() / 'results' / presets.preset_name(preset) / n}.csv")
 
-# %% ../nbs/90_cli.ipynb #9ebe3e95
+# %% ../nbs/90_cli.ipynb #0834fecb
 @app.command("list")
 def list_():
     "List models, data sets, presets and experiments."
@@ -76,7 +76,8 @@ def bench():
     "Measure speed on this machine, every figure as a ratio within this run, and print the table."
     from sepnb import speed
 
-    typer.echo(speed.report(speed.speed("laptop")))
+    typer.echo(speed.report("FloWaveNet", speed.speed("laptop")))
+    typer.echo(speed.report("WaveNet sampling", speed.speed_wavenet("laptop")))
 
 
 def main():

@@ -6,9 +6,9 @@
 __all__ = ['PRESETS', 'MODELS', 'DATA', 'EXPERIMENTS', 'preset_name', 'recipe_for', 'weights_path', 'provenance', 'source_data',
            'train', 'load_prior', 'load_bank', 'experiment', 'reproduce', 'result', 'training_table']
 
-# %% ../nbs/19_presets.ipynb #778b0f5b
+# %% ../nbs/19_presets.ipynb #a38c215c
 import json, os, platform, subprocess, time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -18,23 +18,35 @@ import torch
 from . import toy
 from .flowavenet import FloWaveNet, FloWaveNetConfig
 from .training import PriorBank, Recipe, artifacts, fit, load_tensors, load_weights, nll, save_weights, write_csv
+from .wavenet import WaveNet, WaveNetConfig
 
-# %% ../nbs/19_presets.ipynb #87c5049f
+# %% ../nbs/19_presets.ipynb #a94c8b14
 PRESETS = {
     "smoke": {"toy": {
         "flowavenet": (FloWaveNetConfig(blocks=3, flows=2, layers=2, width=8),
                        Recipe(steps=150, batch=4, frame=512, lr=5e-3, clip=1.0)),
+        "wavenet": (WaveNetConfig(blocks=1, layers=5, kernel=2, width=16, skip=32),
+                    Recipe(steps=100, batch=4, frame=512, lr=1e-2, clip=1.0)),
     }},
     "laptop": {"toy": {
         "flowavenet": (FloWaveNetConfig(blocks=4, flows=4, layers=4, width=24),
                        Recipe(steps=4000, batch=4, frame=1024, lr=2e-3, clip=1.0, ema=0.998)),
+        "wavenet": (WaveNetConfig(blocks=3, layers=10, kernel=2, width=32, skip=256),
+                    Recipe(steps=2400, batch=2, frame=1024, lr=1.2e-2, clip=1.0, ema=0.998)),
     }},
     "paper": {"toy": {
         "flowavenet": (FloWaveNetConfig(blocks=4, flows=6, layers=10, kernel=3, width=32),
                        Recipe(steps=150_000, batch=5, frame=2**14, lr=1e-4, gamma=0.6, decays=5)),
+        "wavenet": (WaveNetConfig(blocks=3, layers=10, kernel=3, width=256),
+                    Recipe(steps=150_000, batch=5, frame=2**14, lr=1e-4, gamma=0.6, decays=5)),
     }},
 }
-MODELS = {"flowavenet": FloWaveNet}
+# The ablation: the WaveNet as the released code of the paper wires it, for a third of the steps
+for _preset in PRESETS.values():
+    _config, _recipe = _preset["toy"]["wavenet"]
+    _preset["toy"]["wavenet-released"] = (replace(_config, input="scalar", output="sigmoid"),
+                                          replace(_recipe, steps=_recipe.steps // 3))
+MODELS = {"flowavenet": FloWaveNet, "wavenet": WaveNet, "wavenet-released": WaveNet}
 DATA = {"toy": toy.SOURCES}
 
 
@@ -55,7 +67,7 @@ def recipe_for(model:str, data:str="toy", preset=None): # -> (config, recipe)
     table = PRESETS[preset_name(preset)]
     return table[_choose(data, table, "data set")][_choose(model, table[data], "model")]
 
-# %% ../nbs/19_presets.ipynb #5be46ec0
+# %% ../nbs/19_presets.ipynb #a3c21018
 def weights_path(model:str, data:str, source:str, preset=None): # -> Path
     "Where the weights of one prior live."
     return artifacts() / "weights" / preset_name(preset) / data / f"{model}-{source}.safetensors"
@@ -69,7 +81,7 @@ def provenance(): # -> dict
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores, {platform.machine()}"
     return dict(commit=git.stdout.strip() or "unknown", device=device, python=platform.python_version(), **packages)
 
-# %% ../nbs/19_presets.ipynb #570205c8
+# %% ../nbs/19_presets.ipynb #e32b6365
 def source_data(data:str, source:str, split:str, t:int): # -> map-style data set of (t,)
     "The waveforms of one source of one data set."
     _choose(source, DATA[_choose(data, DATA, "data set")], "source")
@@ -118,7 +130,7 @@ def load_bank(model:str, data:str="toy", preset=None): # -> PriorBank
     "All priors of one kind, one per source, in the order of the data set."
     return PriorBank({s: load_prior(model, data, s, preset) for s in DATA[_choose(data, DATA, "data set")]})
 
-# %% ../nbs/19_presets.ipynb #e3df5e47
+# %% ../nbs/19_presets.ipynb #e25c4c0e
 EXPERIMENTS = {}
 
 
