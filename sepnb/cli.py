@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['app', 'Preset', 'train', 'reproduce', 'list_', 'bench', 'main']
 
-# %% ../nbs/90_cli.ipynb #da6672a2
+# %% ../nbs/90_cli.ipynb #24ff7f6b
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-# %% ../nbs/90_cli.ipynb #d612f3e0
+# %% ../nbs/90_cli.ipynb #d0ff4c80
 app = typer.Typer(help="Deep generative priors for audio source separation.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 Preset = Annotated[Optional[str], typer.Option(help="smoke (seconds), laptop (minutes) or paper (a GPU); default: SEPNB_PRESET, else laptop")]
@@ -37,7 +37,7 @@ def train(model: Annotated[str, typer.Argument(help="flowavenet, wavenet or wave
     for name in names:
         typer.echo(f"{name}: {presets.train(model, data, name, preset, run=run, workers=workers)}")
 
-# %% ../nbs/90_cli.ipynb #5d42ced2
+# %% ../nbs/90_cli.ipynb #7f712445
 def _experiments():
     "Name -> function of every experiment; the notebooks register theirs when they are imported."
     from sepnb import likelihood, presets, speed  # noqa: F401
@@ -51,14 +51,15 @@ def reproduce(name: Annotated[str, typer.Argument(help="an experiment, the begin
     "Run an experiment and store its table and provenance under artifacts/results."
     from sepnb import presets
 
-    names = [n for n in _experiments() if name == "all" or n == name or n.startswith(f"{name}-")]
+    known = _experiments()
+    names = [name] if name in known else [n for n in known if name == "all" or n.startswith(f"{name}-")]
     if not names:
-        raise ValueError(f"unknown experiment {name!r}; choose one of {', '.join(_experiments())}, or all")
+        raise ValueError(f"unknown experiment {name!r}; choose one of {', '.join(known)}, or all")
     for n in names:
         frame = presets.reproduce(n, preset)
         typer.echo(f"{n}: {len(frame)} rows in {presets.artifacts() / 'results' / presets.preset_name(preset) / n}.csv")
 
-# %% ../nbs/90_cli.ipynb #0834fecb
+# %% ../nbs/90_cli.ipynb #18bc2c30
 @app.command("list")
 def list_():
     "List models, data sets, presets and experiments."

@@ -63,3 +63,13 @@ def test_weights_of_another_model_are_refused(artifacts):
     save_weights(FloWaveNet(config), path)
     with pytest.raises(ValueError, match="but it was to be loaded into FloWaveNet"):
         presets.load_prior("flowavenet", "toy", "sine", "smoke")
+
+
+def test_two_processes(tmp_path, artifacts):
+    "Data-parallel training, as torchrun starts it on several GPUs; here on two CPU processes."
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+               "-m", "sepnb.cli", "train", "flowavenet", "toy", "sine", "--preset", "smoke"]
+    out = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "ACCELERATE_USE_CPU": "1"})
+    assert out.returncode == 0, out.stderr[-3000:]
+    prior = presets.load_prior("flowavenet", "toy", "sine", "smoke")
+    assert all(p.isfinite().all() for p in prior.parameters())
