@@ -29,3 +29,23 @@ def test_results_have_provenance(csv):
     info = json.loads(csv.with_suffix(".json").read_text())
     assert info["preset"] == csv.parent.name and info["name"] == csv.stem
     assert {"seconds", "commit", "device", "torch"} <= info.keys()
+
+
+def test_readme_numbers_are_the_stored_ones():
+    "Every number of the README's tables comes from a stored result."
+    from sepnb.likelihood import accuracy, as_cross, auroc
+
+    readme = (presets.artifacts().parent / "README.md").read_text()
+    for name in ("fig3-flowavenet", "fig3-wavenet", "fig3-wavenet-released"):
+        frame, info = presets.result(name, "laptop")
+        cross = as_cross(frame)
+        line = next(line for line in readme.splitlines() if f"reproduce {name}`" in line)
+        assert f"{100 * accuracy(cross):.1f} % named right" in line and f"AUROC {auroc(cross).min():.3f} to {auroc(cross).max():.3f}" in line
+        assert f"{info['items']} test mixes" in line and f"{info['seconds'] / 60:.0f} min" in line
+    speed, _ = presets.result("speed-wavenet", "laptop")
+    fast = speed.set_index("method").samples_per_second["fast"]
+    assert f"{fast:.0f} samples/s" in readme
+    for model in ("flowavenet", "wavenet", "wavenet-released"):
+        table = presets.training_table(model, "toy", "laptop")
+        line = next(line for line in readme.splitlines() if f"train {model} toy all`" in line)
+        assert f"{table.steps[0]} steps" in line and f"{table.seconds.sum() / 60:.0f} min" in line
