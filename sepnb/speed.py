@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PlainStack', 'PlainFloWaveNet', 'flops', 'speed', 'report', 'speed_wavenet']
 
-# %% ../nbs/33_speed.ipynb #916a986e
+# %% ../nbs/33_speed.ipynb #f4e7b39a
 import math, os, time
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from .flowavenet import ActNorm, FloWaveNet, FloWaveNetConfig, flip, latent_term
 from .presets import experiment, recipe_for, result
 from .wavenet import machine_limits, sampling_speed, step_cost
 
-# %% ../nbs/33_speed.ipynb #ea05fe1d
+# %% ../nbs/33_speed.ipynb #460b1149
 class PlainStack(nn.Module):
     "The gated stack of a coupling layer, written the usual way: `(b, c, t) -> (b, c, t)`."
 
@@ -53,7 +53,7 @@ class PlainStack(nn.Module):
             h, total = (h + residual(g)) * math.sqrt(0.5), total + skip(g)
         return self.last2(F.relu(self.last1(F.relu(total))))
 
-# %% ../nbs/33_speed.ipynb #a7599b67
+# %% ../nbs/33_speed.ipynb #836d3593
 class PlainFloWaveNet(nn.Module):
     "A FloWaveNet with the weights of `model`, written the usual way."
 
@@ -73,7 +73,7 @@ class PlainFloWaveNet(nn.Module):
                 h, logdet = flip(torch.cat([a, (b - t) * torch.exp(-log_s)], -1)), logdet + d - log_s.sum((1, 2))
         return latent_term(h.reshape(x.shape)) + logdet
 
-# %% ../nbs/33_speed.ipynb #3929fff3
+# %% ../nbs/33_speed.ipynb #cb09f915
 def flops(config, samples:int): # -> multiply-adds times two, of one forward pass over `samples` samples
     "Floating-point operations of the matrix products of one FloWaveNet pass."
     total, w = 0, config.width
@@ -118,10 +118,10 @@ def _tasks(model, x, train):
     model.requires_grad_(False)
     return {"log_prob": forward, "gradient in x": gradient}
 
-# %% ../nbs/33_speed.ipynb #9f7e49f7
+# %% ../nbs/33_speed.ipynb #9bdbd747
 @experiment("speed")
 def speed(preset): # -> DataFrame
-    "FloWaveNet against the plain reference and against the matrix product of the same machine (issue: x faster, share of peak)."
+    "FloWaveNet against the plain reference, and its share of the rate of this machine's matrix product; one row per task."
     size, rounds, batch, t = (FloWaveNetConfig(blocks=2, flows=2, layers=2, width=8), 1, 2, 256) if preset == "smoke" else \
         (recipe_for("flowavenet", "toy", "paper")[0], 5, 4, 4096)
     a = torch.randn(1024, 1024) if preset != "smoke" else torch.randn(64, 64)
@@ -146,7 +146,7 @@ def report(title, frame): # -> str
     "A table as text, for a terminal."
     return f"{title} ({', '.join(f'{k} {v}' for k, v in frame.attrs.items())})\n{frame.round(2).to_string(index=False)}\n"
 
-# %% ../nbs/33_speed.ipynb #6af1402a
+# %% ../nbs/33_speed.ipynb #f1a4189f
 @experiment("speed-wavenet")
 def speed_wavenet(preset): # -> DataFrame
     "Samples per second of one stream on one core: naive, cached, fast, and two upper limits of this machine."
