@@ -8,7 +8,7 @@ __all__ = ['CONDITIONAL', 'taps', 'gate', 'GatedStack', 'WaveNetConfig', 'Condit
            'sampling_speed', 'f0_track', 'guess_source', 'PitchTracks', 'tone', 'pitch_features', 'tone_loss',
            'train_conditional', 'play']
 
-# %% ../nbs/11_wavenet.ipynb #2d584a7f
+# %% ../nbs/11_wavenet.ipynb #2073cebd
 import math, time
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,7 +24,7 @@ from .quantize import mulaw_decode, mulaw_encode
 from .toy import SOURCES, _SHAPES
 from .training import Prior, Recipe, check_batch, fit
 
-# %% ../nbs/11_wavenet.ipynb #78096ac2
+# %% ../nbs/11_wavenet.ipynb #f2c21195
 def taps(x, # (b, t, c)
          kernel:int, # taps of the filter
          dilation:int, # samples between taps
@@ -35,13 +35,13 @@ def taps(x, # (b, t, c)
     padded = F.pad(x, (0, 0, left, reach - left))
     return torch.cat([padded[:, i * dilation : i * dilation + x.shape[1]] for i in range(kernel)], -1)
 
-# %% ../nbs/11_wavenet.ipynb #ec9c4da5
+# %% ../nbs/11_wavenet.ipynb #eddd96b7
 def gate(a): # (..., 2 * width) -> (..., width)
     "The gated unit, tanh(filter) * sigmoid(gate); tanh(x) = 2 sigmoid(2x) - 1, which torch computes faster on a CPU than tanh itself."
     filter_, gate_ = a.chunk(2, -1)
     return (2 * torch.sigmoid(2 * filter_) - 1) * torch.sigmoid(gate_)
 
-# %% ../nbs/11_wavenet.ipynb #230f35a6
+# %% ../nbs/11_wavenet.ipynb #30703159
 class GatedStack(nn.Module):
     """Dilated convolutions with gated units, residual and skip connections (van den Oord et al. 2016, Fig. 4).
 
@@ -87,7 +87,7 @@ class GatedStack(nn.Module):
         total = F.linear(torch.cat(gated, -1), skips, sum(m.bias[w:] for m in self.mixes))
         return self.last(total)
 
-# %% ../nbs/11_wavenet.ipynb #5fe04e4d
+# %% ../nbs/11_wavenet.ipynb #7ab7d254
 @dataclass(frozen=True)
 class WaveNetConfig:
     "Size of a WaveNet. The defaults are Table 2 of Frank & Ilse 2020, toy data; ValueError where a value makes no sense."
@@ -120,7 +120,7 @@ class WaveNetConfig:
     def dilations(self): # -> tuple of blocks * layers whole numbers
         return tuple(2**i for i in range(self.layers)) * self.blocks
 
-# %% ../nbs/11_wavenet.ipynb #718174f9
+# %% ../nbs/11_wavenet.ipynb #3ea8fe9e
 class Conditioning:
     """What steers a WaveNet: one vector per waveform (global), a lower-rate sequence (local), or both.
 
@@ -173,7 +173,7 @@ class Conditioning:
         lo, hi, weight = (v.to(x.device) for v in self.where(t, x.shape[1]))
         return torch.lerp(x[:, lo], x[:, hi], weight[:, None])
 
-# %% ../nbs/11_wavenet.ipynb #e1981a18
+# %% ../nbs/11_wavenet.ipynb #ae09d91e
 def check_codes(codes, # what should be a batch of codes
                 classes:int=256):
     "Raises ValueError unless `codes` is int64 `(b, t)` with values from 0 to `classes - 1`."
@@ -186,14 +186,14 @@ def check_codes(codes, # what should be a batch of codes
     if low < 0 or high >= classes:
         raise ValueError(f"codes must lie in 0..{classes - 1}, got values from {low} to {high}")
 
-# %% ../nbs/11_wavenet.ipynb #f5ec2364
+# %% ../nbs/11_wavenet.ipynb #fdc25688
 def code_waves(classes:int, # codes
                size:int): # columns -> (classes, size), variance about 1
     "Sine waves over the codes at random phases, from half a period to 32: a smooth start for a table with a row per code."
     periods = 0.5 * 64 ** torch.linspace(0, 1, size)
     return math.sqrt(2) * torch.sin(math.pi * (torch.linspace(-1, 1, classes)[:, None] * periods + 2 * torch.rand(size)))
 
-# %% ../nbs/11_wavenet.ipynb #cbd3dafe
+# %% ../nbs/11_wavenet.ipynb #7e200b2c
 class WaveNet(Prior):
     """The autoregressive prior of van den Oord et al. 2016 over mu-law codes.
 
@@ -264,7 +264,7 @@ class WaveNet(Prior):
         codes = sample_codes(self, n, t, generator, temperature, prompt, progress, cond, local, method)
         return mulaw_decode(codes, self.config.classes).to(next(self.parameters()).device)
 
-# %% ../nbs/11_wavenet.ipynb #914074ee
+# %% ../nbs/11_wavenet.ipynb #475aad7b
 _LOG2E, _LN2_HIGH, _LN2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 _TAYLOR = tuple(np.float32(1 / math.factorial(i)) for i in range(7))
 _ONE, _HALF, _ZERO, _LIMIT, _ROOT = (np.float32(v) for v in (1, 0.5, 0, 40, math.sqrt(0.5)))
@@ -287,7 +287,7 @@ def exp32(x): # float32, clipped to [-40, 40] -> float32
         p = c + x * p
     return p * power
 
-# %% ../nbs/11_wavenet.ipynb #969a5954
+# %% ../nbs/11_wavenet.ipynb #5e3e9cec
 def pick(logits, # (n, classes) float32
          u, # (n,) float64 in [0, 1)
          temperature:float=1.0): # -> (n,) codes
@@ -297,7 +297,7 @@ def pick(logits, # (n, classes) float32
     c = np.add.accumulate(p.astype(np.float64), axis=-1)
     return np.minimum((c <= c[:, -1:] * u[:, None]).sum(-1), logits.shape[-1] - 1)
 
-# %% ../nbs/11_wavenet.ipynb #e85ef732
+# %% ../nbs/11_wavenet.ipynb #c90ffb23
 def frozen(net): # a WaveNet -> dict of float32 arrays
     "The weights as the samplers want them: inputs first, filter and gate scaled for `exp`, embedding folded in."
     s, array = net.stack, lambda v: np.ascontiguousarray(v.detach().cpu().numpy().astype(np.float32))
@@ -314,7 +314,7 @@ def frozen(net): # a WaveNet -> dict of float32 arrays
         out1=array(s.last[1].weight.T), out1_b=array(s.last[1].bias),
         out2=array(s.last[3].weight.T), out2_b=array(s.last[3].bias), dilations=np.array(s.dilations, np.int64))
 
-# %% ../nbs/11_wavenet.ipynb #badab2bf
+# %% ../nbs/11_wavenet.ipynb #739f5ad5
 class CachedSteps:
     "A WaveNet one sample at a time: every layer keeps its own past, so that nothing is computed twice."
 
@@ -347,7 +347,7 @@ class CachedSteps:
         logits = times(s, w["out2"]) + w["out2_b"]
         return _ONE / (_ONE + exp32(-logits)) if self.sigmoid else logits
 
-# %% ../nbs/11_wavenet.ipynb #da94a426
+# %% ../nbs/11_wavenet.ipynb #02611bd8
 def sample_codes(net, # a WaveNet
                  n:int, # waveforms
                  t:int, # samples
@@ -388,7 +388,7 @@ def sample_codes(net, # a WaveNet
         engine(net, codes, p, u, temperature, frames, bar.update)
     return torch.from_numpy(codes)
 
-# %% ../nbs/11_wavenet.ipynb #a1bac90c
+# %% ../nbs/11_wavenet.ipynb #07efa97b
 def _numba():
     "numba, or None where it is not installed."
     try:
@@ -403,7 +403,7 @@ def _upsampled(net, frames, t):
     lo, hi, weight = (v.to(frames.device) for v in net.conditioning.where(t, frames.shape[1]))
     return torch.lerp(frames[:, lo], frames[:, hi], weight[:, None])
 
-# %% ../nbs/11_wavenet.ipynb #944c2c3d
+# %% ../nbs/11_wavenet.ipynb #121f9715
 def _sample_naive(net, codes, p, u, temperature, frames, update):
     "The whole network over its whole receptive field, for every sample."
     device, t, reach = next(net.parameters()).device, codes.shape[1], net.receptive_field
@@ -416,7 +416,7 @@ def _sample_naive(net, codes, p, u, temperature, frames, update):
             codes[:, i] = pick(logits.float().cpu().numpy(), u[:, i], temperature)
         update(1)
 
-# %% ../nbs/11_wavenet.ipynb #38d9cb8c
+# %% ../nbs/11_wavenet.ipynb #8e2972e7
 def _gate_frames(net, frames): # (n, frames, size) -> (layers, n, frames, 2 * width) float32
     "What each frame of the conditioning adds to every gate, scaled as in `frozen`."
     scale = torch.tensor([-2.0, -1.0]).repeat_interleave(net.stack.width)
@@ -436,7 +436,7 @@ def _sample_cached(net, codes, p, u, temperature, frames, update):
             codes[:, i] = pick(logits, u[:, i], temperature)
         update(1)
 
-# %% ../nbs/11_wavenet.ipynb #3734ca89
+# %% ../nbs/11_wavenet.ipynb #b2904011
 def _add_products(w, x, out):
     "out += x @ w in the order of the inputs, eight of them at a time so that `out` is loaded and stored less often."
     for j in range(0, w.shape[0], 8):
@@ -460,7 +460,7 @@ def _exp_into(x, power, out):
     for o in range(x.shape[0]):
         out[o] *= bits[o]
 
-# %% ../nbs/11_wavenet.ipynb #82ffad58
+# %% ../nbs/11_wavenet.ipynb #e5fd68ab
 def _generate(tables, start, gate, gate_b, res, res_b, skip, skip_b, out1, out1_b, out2, out2_b, dilations, rings, first,
               frames, lo, hi, weight, codes, p, u, sharp, sigmoid, begin, end):
     "Samples `begin` to `end` of all waveforms: what `CachedSteps` and `pick` do, in one loop for numba."
@@ -555,7 +555,7 @@ def _compiled():
     except RuntimeError:  # neither the package's folder nor the user's can be written to
         return njit(error_model="numpy")(_generate)
 
-
+# %% ../nbs/11_wavenet.ipynb #9f8d8281
 def _aligned(x, rows=None, axis=-2):
     "A copy that starts on a cache line; with `rows`, that axis is filled up with zeros to a multiple of it."
     if rows:
@@ -591,162 +591,7 @@ def _sample_fast(net, codes, p, u, temperature, frames, update, chunk=2000):
                     net.config.output == "sigmoid", begin, end)
         update(end - begin)
 
-# %% ../nbs/11_wavenet.ipynb #efd45c24
-def _add_products(w, x, out):
-    "out += x @ w in the order of the inputs, eight of them at a time so that `out` is loaded and stored less often."
-    for j in range(0, w.shape[0], 8):
-        v = w[j : j + 8]
-        x0, x1, x2, x3, x4, x5, x6, x7 = x[j], x[j+1], x[j+2], x[j+3], x[j+4], x[j+5], x[j+6], x[j+7]
-        for o in range(w.shape[1]):
-            out[o] = (out[o] + v[0, o] * x0 + v[1, o] * x1 + v[2, o] * x2 + v[3, o] * x3
-                      + v[4, o] * x4 + v[5, o] * x5 + v[6, o] * x6 + v[7, o] * x7)
-
-
-def _exp_into(x, power, out):
-    "out = exp(x) as in `exp32`; `power` is an int32 array of the same size to build 2^k in."
-    c0, c1, c2, c3, c4, c5, c6 = _TAYLOR
-    for o in range(x.shape[0]):
-        v = min(max(x[o], -_LIMIT), _LIMIT)
-        k = np.floor(v * _LOG2E + _HALF)
-        v = (v - k * _LN2_HIGH) - k * _LN2_LOW
-        power[o] = (np.int32(k) + np.int32(127)) << np.int32(23)
-        out[o] = c0 + v * (c1 + v * (c2 + v * (c3 + v * (c4 + v * (c5 + v * c6)))))
-    bits = power.view(np.float32)
-    for o in range(x.shape[0]):
-        out[o] *= bits[o]
-
-
-def _generate(tables, start, gate, gate_b, res, res_b, skip, skip_b, out1, out1_b, out2, out2_b, dilations, rings, first,
-              frames, lo, hi, weight, codes, p, u, sharp, sigmoid, begin, end):
-    "Samples `begin` to `end` of all waveforms: what `CachedSteps` and `pick` do, in one loop for numba."
-    kernel, width, skips, classes = tables.shape[0], start.shape[0], skip.shape[2], out2.shape[1]
-    many = codes.shape[0]
-    x, z = np.zeros(gate.shape[1], np.float32), np.zeros(res.shape[1], np.float32)  # padded to whole eights
-    h, r = np.empty((many, width), np.float32), np.empty(width, np.float32)
-    a, e, power = np.empty(2 * width, np.float32), np.empty(2 * width, np.float32), np.empty(2 * width, np.int32)
-    s, s1 = np.zeros((many, out1.shape[0]), np.float32), np.zeros(out1.shape[0], np.float32)
-    logits, prob, power2 = np.empty(classes, np.float32), np.empty(classes, np.float32), np.empty(classes, np.int32)
-    for t in range(begin, end):
-        for n in range(many):
-            h[n] = start
-            for k in range(max(kernel - t, 0), kernel):
-                row = tables[k, codes[n, t - kernel + k]]
-                for o in range(width):
-                    h[n, o] += row[o]
-            s[n] = _ZERO
-        for i in range(len(dilations)):
-            size, d = max((kernel - 1) * dilations[i], 1), dilations[i]
-            for n in range(many):  # innermost, so that the weights of a layer are fetched once for all waveforms
-                for k in range(kernel - 1):
-                    slot = first[i] + (t + k * d) % size
-                    for o in range(width):
-                        x[k * width + o] = rings[n, slot, o]
-                slot = first[i] + t % size
-                for o in range(width):
-                    x[(kernel - 1) * width + o] = h[n, o]
-                    rings[n, slot, o] = h[n, o]
-                a[:] = _ZERO
-                _add_products(gate[i], x, a)
-                if frames.shape[2]:
-                    c0, c1 = frames[i, n, lo[t]], frames[i, n, hi[t]]
-                    for o in range(2 * width):
-                        a[o] = (a[o] + gate_b[i, o]) + (c0[o] + (c1[o] - c0[o]) * weight[t])
-                else:
-                    for o in range(2 * width):
-                        a[o] += gate_b[i, o]
-                _exp_into(a, power, e)
-                for o in range(width):
-                    z[o] = (_ONE - e[o]) / ((_ONE + e[o]) * (_ONE + e[width + o]))
-                r[:] = _ZERO
-                _add_products(res[i], z, r)
-                _add_products(skip[i], z, s[n])
-                for o in range(width):
-                    h[n, o] = (h[n, o] + (r[o] + res_b[i, o])) * _ROOT
-        if t < p:
-            continue
-        for n in range(many):
-            for o in range(skips):
-                s[n, o] = max(s[n, o] + skip_b[o], _ZERO)
-            s1[:] = _ZERO
-            _add_products(out1, s[n], s1)
-            for o in range(skips):
-                s1[o] = max(s1[o] + out1_b[o], _ZERO)
-            logits[:] = _ZERO
-            _add_products(out2, s1, logits)
-            for o in range(classes):
-                logits[o] += out2_b[o]
-            if sigmoid:
-                for o in range(classes):
-                    logits[o] = -logits[o]
-                _exp_into(logits, power2, prob)
-                for o in range(classes):
-                    logits[o] = _ONE / (_ONE + prob[o])
-            top = logits[0]
-            for o in range(classes):
-                top = max(top, logits[o])
-            for o in range(classes):
-                logits[o] = (logits[o] - top) * sharp
-            _exp_into(logits, power2, prob)
-            total = 0.0
-            for o in range(classes):
-                total += prob[o]
-            threshold, total, code = total * u[n, t], 0.0, 0
-            for o in range(classes):
-                total += prob[o]
-                code += total <= threshold
-            codes[n, t] = min(code, classes - 1)
-
-
-@lru_cache
-def _compiled():
-    "`_generate` as machine code, kept on disk for the next process where there is a folder to keep it in."
-    from numba import njit
-    from numba.extending import register_jitable
-
-    for helper in (_add_products, _exp_into):
-        register_jitable(helper)
-    try:
-        return njit(cache=True, error_model="numpy")(_generate)
-    except RuntimeError:  # neither the package's folder nor the user's can be written to
-        return njit(error_model="numpy")(_generate)
-
-# %% ../nbs/11_wavenet.ipynb #b4321db9
-def _aligned(x, rows=None, axis=-2):
-    "A copy that starts on a cache line; with `rows`, that axis is filled up with zeros to a multiple of it."
-    if rows:
-        pad = [(0, 0)] * x.ndim
-        pad[axis] = (0, -x.shape[axis] % rows)
-        x = np.pad(x, pad)
-    buffer = np.empty(x.nbytes + 64, np.uint8)
-    skip = -buffer.ctypes.data % 64
-    out = buffer[skip : skip + x.nbytes].view(x.dtype).reshape(x.shape)
-    out[...] = x
-    return out
-
-
-def _sample_fast(net, codes, p, u, temperature, frames, update, chunk=2000):
-    "The compiled step, in chunks so that a bar can move."
-    if _numba() is None:
-        raise ModuleNotFoundError("method='fast' needs numba (pip install numba); method='cached' works without")
-    w, (n, t) = frozen(net), codes.shape
-    size = (net.stack.kernel - 1) * w["dilations"]
-    rings = np.zeros((n, max(size.sum(), 1), net.stack.width), np.float32)
-    first = np.cumsum(size) - size
-    if frames is None:
-        gates, lo, weight = np.zeros((1, 1, 0, 1), np.float32), np.zeros(1, np.int64), np.zeros(1, np.float32)
-        hi = lo
-    else:
-        gates = _gate_frames(net, frames)
-        lo, hi, weight = (v.numpy() for v in net.conditioning.where(t, frames.shape[1]))
-    blocks = [_aligned(w[k], 8 if k in ("gate", "res", "skip", "out1", "out2") else None)
-              for k in ("tables", "start", "gate", "gate_b", "res", "res_b", "skip", "skip_b", "out1", "out1_b", "out2", "out2_b")]
-    for begin in range(0, t, chunk):
-        end = min(begin + chunk, t)
-        _compiled()(*blocks, w["dilations"], rings, first, gates, lo, hi, weight, codes, p, u, np.float32(1 / temperature),
-                    net.config.output == "sigmoid", begin, end)
-        update(end - begin)
-
-# %% ../nbs/11_wavenet.ipynb #3efda669
+# %% ../nbs/11_wavenet.ipynb #0ce1928e
 def step_cost(config): # -> dict
     "What one sample costs: multiply-adds, weights read, and the past that is kept."
     c = config
@@ -775,7 +620,7 @@ def _seconds(f):
     f()
     return time.perf_counter() - start
 
-# %% ../nbs/11_wavenet.ipynb #424ae5d2
+# %% ../nbs/11_wavenet.ipynb #ecac9e00
 def sampling_speed(config=WaveNetConfig(width=32), # of a WaveNet with random weights
                    methods=("naive", "cached", "fast"),
                    n:int=1, # waveforms at once
@@ -800,7 +645,7 @@ def sampling_speed(config=WaveNetConfig(width=32), # of a WaveNet with random we
     table = pd.DataFrame(rows)
     return table.assign(real_time=table.samples_per_second / 16_000)
 
-# %% ../nbs/11_wavenet.ipynb #8825b302
+# %% ../nbs/11_wavenet.ipynb #98415dc7
 def f0_track(x, # (t,) waveform with one pitch at a time whose strongest partial is the fundamental
              rate:int=16_000, # Hz
              frame:int=2048, # samples per estimate; two periods at least
@@ -833,7 +678,7 @@ def guess_source(x, # (t,) steady toy waveform
     have = (float(amplitude[1] / amplitude[0]), float(amplitude[2] / amplitude[0]))
     return min(ideal, key=lambda s: math.dist(ideal[s], have))
 
-# %% ../nbs/11_wavenet.ipynb #b4770ffe
+# %% ../nbs/11_wavenet.ipynb #e04d5236
 class PitchTracks(torch.utils.data.Dataset):
     "Frequencies over time: `[i]` is (t,) in Hz, held or gliding on a logarithmic scale between random points."
 
@@ -855,7 +700,7 @@ class PitchTracks(torch.utils.data.Dataset):
         u = F.interpolate(points, self.t, mode="linear", align_corners=True)[0, 0]
         return self.low * (self.high / self.low) ** u
 
-# %% ../nbs/11_wavenet.ipynb #b93ec8c1
+# %% ../nbs/11_wavenet.ipynb #166925cf
 def tone(shape:str, # one of `toy.SOURCES`
          f, # (t,) or (b, t) frequency, Hz
          a=0.9, # amplitude, a number or (b, 1)
@@ -865,7 +710,7 @@ def tone(shape:str, # one of `toy.SOURCES`
     u = f.double().cumsum(-1) / rate + torch.as_tensor(phi) / (2 * math.pi)
     return a * _SHAPES[shape](u - u.floor()).float()
 
-# %% ../nbs/11_wavenet.ipynb #4113240a
+# %% ../nbs/11_wavenet.ipynb #e345a8d3
 def pitch_features(f, # (b, t) frequency, Hz
                    hop:int): # samples per frame -> (b, frames, 7)
     "A pitch track as local conditioning: log-frequency, and sines and cosines of it that tell neighbours apart."
@@ -873,7 +718,7 @@ def pitch_features(f, # (b, t) frequency, Hz
     angle = math.pi * p * torch.tensor([1.0, 2.0, 4.0])
     return torch.cat([p, angle.sin(), angle.cos()], -1).float()
 
-# %% ../nbs/11_wavenet.ipynb #0b19a6ea
+# %% ../nbs/11_wavenet.ipynb #2e35633a
 def tone_loss(model, # a WaveNet with cond_global = 4 and cond_local = 7
               f, # (b, t) pitch tracks, Hz
               generator=None): # -> nats per sample
@@ -903,7 +748,7 @@ def train_conditional(preset:str="laptop", # "smoke" (seconds) or "laptop" (2500
     metrics = fit(net, tone_loss, PitchTracks(), recipe, run=run, every=50, progress=progress)
     return net, metrics
 
-# %% ../nbs/11_wavenet.ipynb #fb12695a
+# %% ../nbs/11_wavenet.ipynb #fd7c2e28
 @torch.no_grad()
 def play(model, # a steered WaveNet
          shapes, # names of waveforms, one per track
