@@ -6,7 +6,7 @@
 __all__ = ['SIZES', 'FEWER', 'cross_log_prob', 'accuracy', 'auroc', 'fig3', 'fig3_flowavenet', 'fig3_wavenet',
            'fig3_wavenet_released', 'as_cross', 'wilson', 'plot_cross', 'readme_picture']
 
-# %% ../nbs/20_likelihood.ipynb #b128a520
+# %% ../nbs/20_likelihood.ipynb #9b91e6d1
 import math
 
 import matplotlib.pyplot as plt
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from .presets import DATA, experiment, load_bank, load_prior, recipe_for, result, training_table
 from .toy import SOURCES, ToyData, mix
 
-# %% ../nbs/20_likelihood.ipynb #c6e5fa85
+# %% ../nbs/20_likelihood.ipynb #21bd0478
 @torch.no_grad()
 def cross_log_prob(bank, # a PriorBank of K priors
                    data, # data.batch(indices) -> (b, k, t)
@@ -33,7 +33,7 @@ def cross_log_prob(bank, # a PriorBank of K priors
     starts = tqdm(range(0, n, batch), desc="cross-likelihood", disable=not progress)
     return torch.cat([bank.cross_log_prob(data.batch(range(i, min(i + batch, n))), sigma) for i in starts])
 
-# %% ../nbs/20_likelihood.ipynb #e2b780e1
+# %% ../nbs/20_likelihood.ipynb #07ebc301
 def accuracy(cross): # (n, k_source, k_prior) -> float
     "Share of waveforms whose most likely prior is that of their own source."
     return (cross.argmax(-1) == torch.arange(cross.shape[1])).double().mean().item()
@@ -49,7 +49,7 @@ def auroc(cross): # (n, k_source, k_prior) -> (k_prior,)
         out.append(below.double().mean() / 2 / len(other))
     return torch.stack(out)
 
-# %% ../nbs/20_likelihood.ipynb #4502ab14
+# %% ../nbs/20_likelihood.ipynb #ff4269a9
 SIZES = {"smoke": (40, 1024), "laptop": (1500, 2048), "paper": (1500, 16000)}  # items, samples of each
 FEWER = {"wavenet": 5, "wavenet-released": 10}  # a WaveNet costs ten times a FloWaveNet: a share of the items
 
@@ -85,7 +85,7 @@ def fig3_wavenet_released(preset):
     "The same with the code index as one scalar, and logits through a sigmoid, as in the released code."
     return fig3("wavenet-released", "toy", preset)
 
-# %% ../nbs/20_likelihood.ipynb #6b3425e9
+# %% ../nbs/20_likelihood.ipynb #4a4ba2bc
 def as_cross(frame, names=SOURCES): # -> (n, k_source, k_prior)
     "The rows of an experiment as a tensor again."
     ordered = frame.assign(source=pd.Categorical(frame.source, names), prior=pd.Categorical(frame.prior, names))
@@ -120,7 +120,7 @@ def plot_cross(cross, # (n, k_source, k_prior) nats per waveform
     plt.colorbar(image, ax=ax, label="mean log-likelihood, nats per sample", shrink=0.85)
     return ax
 
-# %% ../nbs/20_likelihood.ipynb #815d2bca
+# %% ../nbs/20_likelihood.ipynb #57f55352
 def readme_picture(path):
     "Fig. 3 for both model families side by side, as a PNG."
     fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
