@@ -359,7 +359,7 @@ def sample_codes(net, # a WaveNet
                  local=None, # (n, ceil(t / hop), cond_local)
                  method:str="auto", # "fast", "cached" or "naive"; "auto" is "fast" where numba is installed
                  ): # -> (n, t) int64
-    """Codes, sample after sample. The same generator gives the same codes with every method.
+    """Codes, sample after sample. The same generator gives the same codes with "fast" and "cached", and nearly always with "naive".
 
     ValueError on a prompt longer than `t`, a temperature that is not positive, or bad conditioning.
     """
