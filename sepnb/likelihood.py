@@ -16,8 +16,8 @@ import torch
 from matplotlib.colors import SymLogNorm
 from tqdm.auto import tqdm
 
-from .presets import DATA, experiment, load_bank, load_prior, recipe_for, result, training_table
-from .toy import SOURCES, ToyData, mix
+from .presets import DATA, experiment, load_bank, recipe_for, result, training_table
+from .toy import SOURCES, ToyData
 
 # %% ../nbs/20_likelihood.ipynb #21bd0478
 @torch.no_grad()
@@ -51,7 +51,7 @@ def auroc(cross): # (n, k_source, k_prior) -> (k_prior,)
 
 # %% ../nbs/20_likelihood.ipynb #ff4269a9
 SIZES = {"smoke": (40, 1024), "laptop": (1500, 2048), "paper": (1500, 16000)}  # items, samples of each
-FEWER = {"wavenet": 5, "wavenet-released": 10}  # a WaveNet costs ten times a FloWaveNet: a share of the items
+FEWER = {"wavenet": 5, "wavenet-released": 10}  # a WaveNet costs several times a FloWaveNet: a share of the items
 
 
 def fig3(model:str, data:str, preset:str): # -> DataFrame

@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'MODELS', 'DATA', 'EXPERIMENTS', 'preset_name', 'recipe_for', 'weights_path', 'provenance', 'source_data',
            'train', 'load_prior', 'load_bank', 'experiment', 'reproduce', 'result', 'training_table']
 
-# %% ../nbs/19_presets.ipynb #5b252621
+# %% ../nbs/19_presets.ipynb #8a1618c9
 import json, os, platform, subprocess, time
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -17,10 +17,10 @@ import torch
 
 from . import toy
 from .flowavenet import FloWaveNet, FloWaveNetConfig
-from .training import PriorBank, Recipe, artifacts, fit, load_tensors, load_weights, nll, save_weights, write_csv
+from .training import PriorBank, Recipe, artifacts, fit, load_tensors, load_weights, nll, save_weights, write_whole
 from .wavenet import WaveNet, WaveNetConfig
 
-# %% ../nbs/19_presets.ipynb #a20cc9cc
+# %% ../nbs/19_presets.ipynb #c637da39
 PRESETS = {
     "smoke": {"toy": {
         "flowavenet": (FloWaveNetConfig(blocks=3, flows=2, layers=2, width=8),
@@ -68,7 +68,7 @@ def recipe_for(model:str, data:str="toy", preset=None): # -> (config, recipe)
     table = PRESETS[preset_name(preset)]
     return table[_choose(data, table, "data set")][_choose(model, table[data], "model")]
 
-# %% ../nbs/19_presets.ipynb #29c04c2a
+# %% ../nbs/19_presets.ipynb #a03a01e0
 def weights_path(model:str, data:str, source:str, preset=None): # -> Path
     "Where the weights of one prior live."
     return artifacts() / "weights" / preset_name(preset) / data / f"{model}-{source}.safetensors"
@@ -82,7 +82,7 @@ def provenance(): # -> dict
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores, {platform.machine()}"
     return dict(commit=git.stdout.strip() or "unknown", device=device, python=platform.python_version(), **packages)
 
-# %% ../nbs/19_presets.ipynb #cafc9028
+# %% ../nbs/19_presets.ipynb #a50c3ee0
 def source_data(data:str, source:str, split:str, t:int): # -> map-style data set of (t,)
     "The waveforms of one source of one data set."
     _choose(source, DATA[_choose(data, DATA, "data set")], "source")
@@ -131,7 +131,7 @@ def load_bank(model:str, data:str="toy", preset=None): # -> PriorBank
     "All priors of one kind, one per source, in the order of the data set."
     return PriorBank({s: load_prior(model, data, s, preset) for s in DATA[_choose(data, DATA, "data set")]})
 
-# %% ../nbs/19_presets.ipynb #18d82e82
+# %% ../nbs/19_presets.ipynb #f34004c8
 EXPERIMENTS = {}
 
 
@@ -143,20 +143,15 @@ def experiment(name:str):
     return register
 
 
-def _write_json(path, value):
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, path)
-
-
 def reproduce(name:str, preset=None): # -> DataFrame
     "Runs one experiment and stores its table and provenance."
     preset, start = preset_name(preset), time.time()
     frame = EXPERIMENTS[_choose(name, EXPERIMENTS, "experiment")](preset)
     folder = artifacts() / "results" / preset
-    write_csv(frame, folder / f"{name}.csv")
-    _write_json(folder / f"{name}.json", dict(name=name, preset=preset, seconds=round(time.time() - start, 1),
-                                             made=time.strftime("%Y-%m-%d", time.gmtime()), **frame.attrs, **provenance()))
+    write_whole(folder / f"{name}.csv", frame.to_csv(index=False).encode())
+    info = dict(name=name, preset=preset, seconds=round(time.time() - start, 1), made=time.strftime("%Y-%m-%d", time.gmtime()),
+                **frame.attrs, **provenance())
+    write_whole(folder / f"{name}.json", (json.dumps(info, indent=1) + "\n").encode())
     return frame
 
 

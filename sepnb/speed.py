@@ -7,7 +7,6 @@ __all__ = ['PlainStack', 'PlainFloWaveNet', 'flops', 'speed', 'report', 'speed_w
 
 # %% ../nbs/33_speed.ipynb #f4e7b39a
 import math, os, time
-from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from .flowavenet import ActNorm, FloWaveNet, FloWaveNetConfig, flip, latent_term, squeeze
+from .flowavenet import FloWaveNet, FloWaveNetConfig, flip, latent_term, squeeze
 from .presets import experiment, recipe_for, result
 from .wavenet import machine_limits, sampling_speed, step_cost
 

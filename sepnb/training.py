@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Prior', 'check_batch', 'PriorBank', 'Recipe', 'learning_rate', 'batch_indices', 'step_generator', 'random_crop',
-           'save_tensors', 'load_tensors', 'artifacts', 'save_weights', 'load_weights', 'nll', 'fit', 'write_csv']
+           'write_whole', 'save_tensors', 'load_tensors', 'artifacts', 'save_weights', 'load_weights', 'nll', 'fit']
 
-# %% ../nbs/10_training.ipynb #e6c9976c
-import json, math, os, time
-from dataclasses import asdict, dataclass, is_dataclass, replace
+# %% ../nbs/10_training.ipynb #e0662340
+import json, math, os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import nn
 from tqdm.auto import tqdm
 
-# %% ../nbs/10_training.ipynb #749c73f6
+# %% ../nbs/10_training.ipynb #8b58181e
 class Prior(nn.Module):
     "What every generative model of waveforms here offers. Subclasses take one frozen config dataclass."
 
@@ -34,7 +34,7 @@ class Prior(nn.Module):
         "`n` waveforms of `t` samples, `(n, t)`."
         raise NotImplementedError(f"{type(self).__name__} has no sample")
 
-# %% ../nbs/10_training.ipynb #4ad0fef5
+# %% ../nbs/10_training.ipynb #8687950c
 def check_batch(x, # what should be a batch of waveforms
                 multiple:int=1): # what the length must be a multiple of
     "Raises ValueError unless `x` is a finite float tensor `(b, t)` whose length a model can take."
@@ -49,7 +49,7 @@ def check_batch(x, # what should be a batch of waveforms
     if not torch.isfinite(x).all():
         raise ValueError("the waveforms contain NaN or infinite samples")
 
-# %% ../nbs/10_training.ipynb #ae0f0b69
+# %% ../nbs/10_training.ipynb #70efa806
 class PriorBank(nn.Module):
     "K priors of one kind as one, in the order of `names`."
 
@@ -78,7 +78,7 @@ class PriorBank(nn.Module):
         b, k, t = x.shape
         return torch.stack([p.log_prob(x.reshape(b * k, t), sigma).view(b, k) for p in self.priors], 2)
 
-# %% ../nbs/10_training.ipynb #65deb9a0
+# %% ../nbs/10_training.ipynb #36796a38
 @dataclass(frozen=True)
 class Recipe:
     "How to train: one frozen record, stored beside every set of weights."
@@ -108,7 +108,7 @@ def learning_rate(step:int, # 0 .. recipe.steps - 1
     "The five-step schedule: `decays` decreases by `gamma`, evenly spaced."
     return recipe.lr * recipe.gamma ** (step * (recipe.decays + 1) // recipe.steps)
 
-# %% ../nbs/10_training.ipynb #0b7c1311
+# %% ../nbs/10_training.ipynb #470705bc
 def batch_indices(n:int, # items in the data set
                   batch:int, # items per step
                   step:int, # which step
@@ -140,20 +140,25 @@ def random_crop(x, # (b, t)
     offset = torch.randint(spare + 1, (len(x), 1), generator=generator, device=x.device)
     return x.gather(1, offset + torch.arange(frame, device=x.device))
 
-# %% ../nbs/10_training.ipynb #1ff76303
-def save_tensors(path, # where to
-                 tensors:dict, # name -> tensor
-                 meta:dict): # anything that JSON can hold
-    "Writes tensors with a JSON header, atomically."
+# %% ../nbs/10_training.ipynb #c7ec4e65
+def write_whole(path, # where to
+                content:bytes): # of the whole file
+    "Writes a file under a temporary name and renames it: it is there whole, or not at all."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(save({k: v.detach().contiguous().cpu() for k, v in tensors.items()},
-                                 metadata={"sepnb": json.dumps(meta)}))
+        partial.write_bytes(content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def save_tensors(path, # where to
+                 tensors:dict, # name -> tensor
+                 meta:dict): # anything that JSON can hold
+    "Writes tensors with a JSON header, atomically."
+    write_whole(path, save({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, metadata={"sepnb": json.dumps(meta)}))
 
 
 def load_tensors(path): # -> (tensors, meta)
@@ -203,7 +208,7 @@ def load_weights(model, # a Prior of the same config as the stored one
     model.load_state_dict(tensors)
     return meta
 
-# %% ../nbs/10_training.ipynb #903724ac
+# %% ../nbs/10_training.ipynb #41fd0fd7
 def nll(model, # a Prior
         x, # (b, t)
         generator=None): # -> scalar, nats per sample
@@ -270,7 +275,7 @@ class _Items(torch.utils.data.Dataset):
         together = getattr(self.data, "__getitems__", None)  # torch's own name for "several items in one call"
         return torch.stack(together(mine) if together else [self.data[j] for j in mine])
 
-# %% ../nbs/10_training.ipynb #23412c23
+# %% ../nbs/10_training.ipynb #4e169284
 def fit(model, # a Prior, trained in place
         loss_fn, # loss_fn(model, x (b, t), generator) -> scalar
         data, # map-style data set of waveforms (t,)
@@ -333,19 +338,10 @@ def fit(model, # a Prior, trained in place
             bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
             if checkpoint is not None and accelerator.is_main_process:
                 _checkpoint(checkpoint, model, optimizer, ema, done, recipe, rows)
-                write_csv(pd.DataFrame(rows), checkpoint.with_name("metrics.csv"))
+                write_whole(checkpoint.with_name("metrics.csv"), pd.DataFrame(rows).to_csv(index=False).encode())
             if callback is not None:
                 callback(done, model)
     if recipe.ema:
         model.load_state_dict(ema)
     model.eval()
     return pd.DataFrame(rows)
-
-
-def write_csv(frame, path):
-    "Writes a DataFrame as csv, atomically."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    frame.to_csv(partial, index=False)
-    os.replace(partial, path)
