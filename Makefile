@@ -10,16 +10,16 @@ PIP   := $(BIN)/python -m pip --disable-pip-version-check -qq
 READY := .venv/.ready
 JS    := .venv/js/.ready
 
-.PHONY: help site test lab reproduce bench clean
+.PHONY: help site test lab reproduce bench clean programs
 .DELETE_ON_ERROR:
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-site: $(READY) $(if $(shell command -v quarto),,$(JS)) ## run the notebooks and render _site/ (open _site/index.html)
+site: programs $(READY) $(if $(shell command -v quarto),,$(JS)) ## run the notebooks and render _site/ (open _site/index.html)
 	@$(BIN)/python nbs/build_site.py
 
-test: $(READY) ## export check, every notebook at the smoke preset, pytest
+test: programs $(READY) ## export check, every notebook at the smoke preset, pytest
 	@echo "== sepnb/ is what the notebooks export"
 	@rm -rf _build/exported && mkdir -p _build && cp -r sepnb _build/exported
 	@$(BIN)/nbdev_export
@@ -48,6 +48,10 @@ need = $(1) >/dev/null 2>&1 || { \
 	  echo "installing $(3) with apt-get"; apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(3) >/dev/null; \
 	else echo "make: $(2) is missing; install it (Debian: apt-get install $(3)), then run make again" >&2; exit 1; fi; }
+
+# museval and musdb refuse to be imported without these two
+programs:
+	@$(call need,sh -c 'ffmpeg -version && ffprobe -version',the program ffmpeg or ffprobe,ffmpeg)
 
 $(READY): settings.ini setup.py
 	@$(call need,$(PYTHON) -c 'import venv$(comma) ensurepip',a Python ($(PYTHON)) with its venv module,python3-venv)
