@@ -5,26 +5,28 @@
 # %% auto #0
 __all__ = ['app', 'Preset', 'train', 'reproduce', 'list_', 'bench', 'main']
 
-# %% ../nbs/90_cli.ipynb #24ff7f6b
+# %% ../nbs/90_cli.ipynb #a917edea
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-# %% ../nbs/90_cli.ipynb #d0ff4c80
+# %% ../nbs/90_cli.ipynb #a666ae04
 app = typer.Typer(help="Deep generative priors for audio source separation.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 Preset = Annotated[Optional[str], typer.Option(help="smoke (seconds), laptop (minutes) or paper (a GPU); default: SEPNB_PRESET, else laptop")]
 
 
 @app.command()
-def train(model: Annotated[str, typer.Argument(help="flowavenet, wavenet or wavenet-released")],
+def train(model: Annotated[str, typer.Argument(help="flowavenet, wavenet, or another name that `sepnb list` shows")],
           data: Annotated[str, typer.Argument(help="toy")],
           source: Annotated[str, typer.Argument(help="sine, square, saw, triangle, or all")],
           preset: Preset = None,
           run: Annotated[Optional[Path], typer.Option(help="folder of the checkpoint; default: runs/PRESET/DATA/MODEL-SOURCE")] = None,
-          workers: Annotated[int, typer.Option(help="processes that prepare batches", min=0)] = 0):
+          workers: Annotated[int, typer.Option(help="processes that prepare batches", min=0)] = 0,
+          sigma: Annotated[float, typer.Option(help="noise level to fine-tune the noise-free prior for; 0 trains that", min=0)] = 0.0,
+          seed: Annotated[int, typer.Option(help="another seed is another training run", min=0)] = 0):
     """Train one prior (or all of them) and store its weights under artifacts/weights.
 
     Killed and started again, it goes on from its last checkpoint and ends with the same weights.
@@ -35,9 +37,9 @@ def train(model: Annotated[str, typer.Argument(help="flowavenet, wavenet or wave
     if run is not None and len(names) > 1:
         raise ValueError("--run names the folder of one training run; give one source, or leave --run out")
     for name in names:
-        typer.echo(f"{name}: {presets.train(model, data, name, preset, run=run, workers=workers)}")
+        typer.echo(f"{name}: {presets.train(model, data, name, preset, run=run, workers=workers, sigma=sigma, seed=seed)}")
 
-# %% ../nbs/90_cli.ipynb #7f712445
+# %% ../nbs/90_cli.ipynb #76409327
 def _experiments():
     "Name -> function of every experiment; the notebooks register theirs when they are imported."
     from sepnb import likelihood, presets, speed  # noqa: F401
@@ -59,7 +61,7 @@ def reproduce(name: Annotated[str, typer.Argument(help="an experiment, the begin
         frame = presets.reproduce(n, preset)
         typer.echo(f"{n}: {len(frame)} rows in {presets.artifacts() / 'results' / presets.preset_name(preset) / n}.csv")
 
-# %% ../nbs/90_cli.ipynb #18bc2c30
+# %% ../nbs/90_cli.ipynb #7dcffbf2
 @app.command("list")
 def list_():
     "List models, data sets, presets and experiments."

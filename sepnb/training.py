@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Prior', 'check_batch', 'PriorBank', 'Recipe', 'learning_rate', 'batch_indices', 'step_generator', 'random_crop',
-           'write_whole', 'save_tensors', 'load_tensors', 'artifacts', 'save_weights', 'load_weights', 'nll', 'fit']
+           'write_whole', 'save_tensors', 'load_tensors', 'artifacts', 'save_weights', 'load_weights', 'nll', 'noisy',
+           'noisy_nll', 'fit']
 
-# %% ../nbs/10_training.ipynb #e0662340
+# %% ../nbs/10_training.ipynb #a0145c5c
 import json, math, os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from safetensors.torch import save
 from torch import nn
 from tqdm.auto import tqdm
 
-# %% ../nbs/10_training.ipynb #8b58181e
+# %% ../nbs/10_training.ipynb #58ea37b5
 class Prior(nn.Module):
     "What every generative model of waveforms here offers. Subclasses take one frozen config dataclass."
+    bounded = False  # whether waveforms must lie in [-1, 1]
 
     def __init__(self, config):
         super().__init__()
@@ -34,7 +36,7 @@ class Prior(nn.Module):
         "`n` waveforms of `t` samples, `(n, t)`."
         raise NotImplementedError(f"{type(self).__name__} has no sample")
 
-# %% ../nbs/10_training.ipynb #8687950c
+# %% ../nbs/10_training.ipynb #76682305
 def check_batch(x, # what should be a batch of waveforms
                 multiple:int=1): # what the length must be a multiple of
     "Raises ValueError unless `x` is a finite float tensor `(b, t)` whose length a model can take."
@@ -49,7 +51,7 @@ def check_batch(x, # what should be a batch of waveforms
     if not torch.isfinite(x).all():
         raise ValueError("the waveforms contain NaN or infinite samples")
 
-# %% ../nbs/10_training.ipynb #70efa806
+# %% ../nbs/10_training.ipynb #4c7bb5a9
 class PriorBank(nn.Module):
     "K priors of one kind as one, in the order of `names`."
 
@@ -78,7 +80,7 @@ class PriorBank(nn.Module):
         b, k, t = x.shape
         return torch.stack([p.log_prob(x.reshape(b * k, t), sigma).view(b, k) for p in self.priors], 2)
 
-# %% ../nbs/10_training.ipynb #36796a38
+# %% ../nbs/10_training.ipynb #728c5d34
 @dataclass(frozen=True)
 class Recipe:
     "How to train: one frozen record, stored beside every set of weights."
@@ -92,6 +94,7 @@ class Recipe:
     ema: float = 0.0          # decay of the averaged weights; 0 switches averaging off
     seed: int = 0
     precision: str = "no"     # accelerate's mixed precision: "no" or "bf16"
+    noise: tuple = ()         # level of Gaussian noise added to the waveforms: none, one, or the ends of a range
 
     def __post_init__(self):
         for name in ("steps", "batch", "frame"):
@@ -101,6 +104,8 @@ class Recipe:
             raise ValueError(f"the learning rate must be positive, got {self.lr}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+        if len(self.noise) > 2 or not all(sigma > 0 for sigma in self.noise):
+            raise ValueError(f"noise must be (), one positive level, or two ends of a range, got {self.noise}")
 
 
 def learning_rate(step:int, # 0 .. recipe.steps - 1
@@ -108,7 +113,7 @@ def learning_rate(step:int, # 0 .. recipe.steps - 1
     "The five-step schedule: `decays` decreases by `gamma`, evenly spaced."
     return recipe.lr * recipe.gamma ** (step * (recipe.decays + 1) // recipe.steps)
 
-# %% ../nbs/10_training.ipynb #470705bc
+# %% ../nbs/10_training.ipynb #bd763e16
 def batch_indices(n:int, # items in the data set
                   batch:int, # items per step
                   step:int, # which step
@@ -140,7 +145,7 @@ def random_crop(x, # (b, t)
     offset = torch.randint(spare + 1, (len(x), 1), generator=generator, device=x.device)
     return x.gather(1, offset + torch.arange(frame, device=x.device))
 
-# %% ../nbs/10_training.ipynb #c7ec4e65
+# %% ../nbs/10_training.ipynb #cd78f174
 def write_whole(path, # where to
                 content:bytes): # of the whole file
     "Writes a file under a temporary name and renames it: it is there whole, or not at all."
@@ -208,12 +213,36 @@ def load_weights(model, # a Prior of the same config as the stored one
     model.load_state_dict(tensors)
     return meta
 
-# %% ../nbs/10_training.ipynb #41fd0fd7
+# %% ../nbs/10_training.ipynb #7d91da69
 def nll(model, # a Prior
         x, # (b, t)
         generator=None): # -> scalar, nats per sample
     "Mean negative log-likelihood per sample: the loss of every likelihood model here."
     return -model.log_prob(x).mean() / x.shape[-1]
+
+
+def noisy(x, # (..., t) waveforms
+          sigma, # noise level, the standard deviation: a number, or a tensor that broadcasts with `x`
+          generator=None,
+          model=None): # a Prior: the result is clipped to [-1, 1] if it takes nothing else
+    "Waveforms with Gaussian noise: a draw from the smoothed density of section 3.3, the data's convolved with N(0, sigma^2)."
+    out = x + sigma * torch.randn(x.shape, generator=generator, device=x.device)
+    return out.clamp(-1, 1) if getattr(model, "bounded", False) else out
+
+
+def noisy_nll(noise:tuple): # as in `Recipe`
+    """The loss of a noise-conditional prior, as a function for `fit`.
+
+    With one level, `nll` of waveforms with that much noise. With two, every waveform gets its own level, log-uniform
+    between them, and the model is told.
+    """
+    def loss(model, x, generator=None):
+        if len(noise) == 1:
+            return nll(model, noisy(x, noise[0], generator, model))
+        low, high = noise
+        sigma = low * (high / low) ** torch.rand(len(x), generator=generator, device=x.device)
+        return -model.log_prob(noisy(x, sigma[:, None], generator, model), sigma).mean() / x.shape[-1]
+    return loss if noise else nll
 
 
 class _Objective(nn.Module):
@@ -275,7 +304,7 @@ class _Items(torch.utils.data.Dataset):
         together = getattr(self.data, "__getitems__", None)  # torch's own name for "several items in one call"
         return torch.stack(together(mine) if together else [self.data[j] for j in mine])
 
-# %% ../nbs/10_training.ipynb #4e169284
+# %% ../nbs/10_training.ipynb #06045c08
 def fit(model, # a Prior, trained in place
         loss_fn, # loss_fn(model, x (b, t), generator) -> scalar
         data, # map-style data set of waveforms (t,)

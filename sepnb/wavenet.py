@@ -200,6 +200,7 @@ class WaveNet(Prior):
     Likelihoods are probability **masses** over `classes` codes per sample, in nats per waveform: between minus
     infinity and 0, with `-t * ln(classes)` for one that knows nothing.
     """
+    bounded = True  # mu-law has codes for [-1, 1] only
 
     def __init__(self, config=WaveNetConfig()):
         super().__init__(config)

@@ -56,13 +56,13 @@ def test_weights_of_another_model_are_refused(artifacts):
     path.parent.mkdir(parents=True)
     path.write_bytes(b"not a safetensors file at all")
     with pytest.raises(ValueError, match="truncated or is no safetensors file"):
-        presets.load_prior("flowavenet", "toy", "sine", "smoke")
+        presets.load_prior("flowavenet", "toy", "sine", preset="smoke")
     config, _ = presets.recipe_for("flowavenet", "toy", "laptop")
     from sepnb.flowavenet import FloWaveNet
     from sepnb.training import save_weights
     save_weights(FloWaveNet(config), path)
     with pytest.raises(ValueError, match="but it was to be loaded into FloWaveNet"):
-        presets.load_prior("flowavenet", "toy", "sine", "smoke")
+        presets.load_prior("flowavenet", "toy", "sine", preset="smoke")
 
 
 def test_two_processes(tmp_path, artifacts):
@@ -71,5 +71,5 @@ def test_two_processes(tmp_path, artifacts):
                "-m", "sepnb.cli", "train", "flowavenet", "toy", "sine", "--preset", "smoke"]
     out = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "ACCELERATE_USE_CPU": "1"})
     assert out.returncode == 0, out.stderr[-3000:]
-    prior = presets.load_prior("flowavenet", "toy", "sine", "smoke")
+    prior = presets.load_prior("flowavenet", "toy", "sine", preset="smoke")
     assert all(p.isfinite().all() for p in prior.parameters())
