@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'LADDER', 'FINE', 'MODELS', 'DATA', 'EXPERIMENTS', 'preset_name', 'recipe_for', 'weights_path',
-           'provenance', 'source_data', 'new_prior', 'train', 'load_prior', 'load_bank', 'experiment', 'reproduce',
-           'result', 'training_table']
+           'provenance', 'source_data', 'new_prior', 'train', 'load_prior', 'load_bank', 'bank_for', 'experiment',
+           'reproduce', 'result', 'training_table']
 
-# %% ../nbs/19_presets.ipynb #843c77dc
+# %% ../nbs/19_presets.ipynb #feb83e82
 import json, os, platform, subprocess, time
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -21,7 +21,7 @@ from .flowavenet import FloWaveNet, FloWaveNetConfig
 from .training import PriorBank, Recipe, artifacts, fit, load_tensors, load_weights, noisy_nll, save_weights, write_whole
 from .wavenet import WaveNet, WaveNetConfig
 
-# %% ../nbs/19_presets.ipynb #ccc1fedc
+# %% ../nbs/19_presets.ipynb #b71d215b
 PRESETS = {
     "smoke": {"toy": {
         "flowavenet": (FloWaveNetConfig(blocks=3, flows=2, layers=2, width=8),
@@ -87,7 +87,7 @@ def recipe_for(model:str, data:str="toy", preset=None, sigma=0., seed:int=0): # 
         recipe = replace(recipe, steps=FINE[preset], lr=recipe.lr / 2, ema=0.98 if recipe.ema else 0.0)
     return config, replace(recipe, noise=(sigma,) if sigma else recipe.noise, seed=recipe.seed + seed)
 
-# %% ../nbs/19_presets.ipynb #8aeab523
+# %% ../nbs/19_presets.ipynb #1111cd6e
 def weights_path(model:str, data:str, source:str, preset=None, sigma=0., seed:int=0): # -> Path
     "Where the weights of one prior live."
     name = f"{model}-{source}" + (f"-{sigma:g}" if sigma else "") + (f"-seed{seed}" if seed else "")
@@ -102,7 +102,7 @@ def provenance(): # -> dict
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores, {platform.machine()}"
     return dict(commit=git.stdout.strip() or "unknown", device=device, python=platform.python_version(), **packages)
 
-# %% ../nbs/19_presets.ipynb #172052df
+# %% ../nbs/19_presets.ipynb #0078d6c1
 def source_data(data:str, source:str, split:str, t:int): # -> map-style data set of (t,)
     "The waveforms of one source of one data set."
     _choose(source, DATA[_choose(data, DATA, "data set")], "source")
@@ -170,7 +170,15 @@ def load_bank(model:str, data:str="toy", preset=None, sigma=0., seed:int=0): # -
     "All priors of one kind, one per source, in the order of the data set."
     return PriorBank({s: load_prior(model, data, s, sigma, preset, seed) for s in DATA[_choose(data, DATA, "data set")]})
 
-# %% ../nbs/19_presets.ipynb #81ff3c49
+
+def bank_for(model:str, data:str="toy", preset=None, sigma=0., seed:int=0): # -> PriorBank
+    "As `load_bank`, but trains what is missing first: minutes per prior at laptop."
+    for source in DATA[_choose(data, DATA, "data set")]:
+        if not weights_path(model, data, source, preset, sigma, seed).exists():
+            train(model, data, source, preset, sigma=sigma, seed=seed)
+    return load_bank(model, data, preset, sigma, seed)
+
+# %% ../nbs/19_presets.ipynb #03725123
 EXPERIMENTS = {}
 
 
