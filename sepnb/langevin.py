@@ -6,9 +6,9 @@
 __all__ = ['BASIN', 'SIZES', 'DOWN', 'ETA', 'SGLD_ETA', 'METHODS', 'RULES', 'posterior_step', 'eq3_step', 'algorithm1_step',
            'prior_gradient', 'grad_log_prob', 'check_schedule', 'langevin', 'soft_wavenet', 'SoftWaveNet',
            'soft_ladder', 'Trace', 'sweep', 'basin', 'basin_width', 'reach', 'langevin_basin', 'priors_for',
-           'final_table', 'failure', 'runs', 'langevin_table', 'langevin_trace']
+           'final_table', 'failure', 'homes', 'runs', 'langevin_table', 'langevin_trace', 'langevin_fixed_point']
 
-# %% ../nbs/30_langevin.ipynb #bba2d356
+# %% ../nbs/30_langevin.ipynb #f72dd18f
 import math
 from functools import lru_cache
 
@@ -24,9 +24,9 @@ from .evaluation import SILENCE, best_permutation, si_sdr, si_sdr_improvement
 from .presets import LADDER, bank_for, experiment, load_bank, result, weights_path
 from .quantize import mulaw_decode
 from .toy import RANGES, SOURCES, ToyData, mix as mix_of, waveform
-from .training import Prior, PriorBank, check_batch
+from .training import Prior, PriorBank, check_batch, noisy
 
-# %% ../nbs/30_langevin.ipynb #fb5f2a1a
+# %% ../nbs/30_langevin.ipynb #f8c3e74f
 def posterior_step(prior, residual, k, eta, gamma, noise): # -> (b, k, t) displacement
     "A Langevin step; `prior` and `noise` are (b, k, t), `residual` is the mix minus the mean estimate (b, t)."
     return eta * (prior + residual[:, None] / (k * gamma**2)) + math.sqrt(2 * eta) * noise
@@ -41,7 +41,7 @@ def algorithm1_step(prior, residual, k, eta, gamma, noise): # -> (b, k, t)
     "Algorithm 1 as printed: the mixture residual is subtracted, without 1/N, and the noise is 2 sqrt(eta)."
     return eta * (prior - residual[:, None] / gamma**2) + 2 * math.sqrt(eta) * noise
 
-# %% ../nbs/30_langevin.ipynb #35327583
+# %% ../nbs/30_langevin.ipynb #fb5e82a0
 def prior_gradient(bank, # a PriorBank
                    sources, # (b, k, t)
                    sigma=None): # noise level -> gradient (b, k, t), log-prior (b, k) in nats, NaN for a score model
@@ -66,7 +66,7 @@ def grad_log_prob(bank, # a PriorBank: of flows, of relaxed WaveNets, or of scor
     "Gradient of every source's log-prior with respect to its samples."
     return prior_gradient(bank, sources, sigma)[0]
 
-# %% ../nbs/30_langevin.ipynb #448d3db1
+# %% ../nbs/30_langevin.ipynb #020cb276
 def check_schedule(sigmas): # -> tuple of floats
     "Raises ValueError unless the noise levels are positive, finite and falling."
     sigmas = tuple(float(s) for s in (sigmas if np.ndim(sigmas) else (sigmas,)))
@@ -87,7 +87,7 @@ def _check_mix(mix, start, k):
     if start is not None and not torch.isfinite(start).all():
         raise ValueError("the start contains NaN or infinite samples")
 
-# %% ../nbs/30_langevin.ipynb #2dc26fdd
+# %% ../nbs/30_langevin.ipynb #c18a155f
 @torch.no_grad()
 def langevin(mix, # (b, t), the mean of the sources
              bank, # a PriorBank, or a dict of noise level -> PriorBank
@@ -128,7 +128,7 @@ def langevin(mix, # (b, t), the mean of the sources
         x = torch.where(held[:, None, None], x, new)
     return x
 
-# %% ../nbs/30_langevin.ipynb #769567a1
+# %% ../nbs/30_langevin.ipynb #30c4b22b
 def soft_wavenet(prior, # a WaveNet without conditioning
                  x, # (b, t) waveforms
                  width=None): # of the Gaussian over codes, in amplitude; None interpolates -> (b,) nats
@@ -163,6 +163,7 @@ def soft_wavenet(prior, # a WaveNet without conditioning
 
 class SoftWaveNet(Prior):
     "A WaveNet as a prior whose log-likelihood has a gradient: `soft_wavenet` at a fixed width."
+    bounded = True
 
     def __init__(self, prior, width=None):
         super().__init__(prior.config)
@@ -171,7 +172,7 @@ class SoftWaveNet(Prior):
     def log_prob(self, x, sigma=None): # (b, t) -> (b,)
         return soft_wavenet(self.prior, x, self.width)
 
-# %% ../nbs/30_langevin.ipynb #d9ff3b68
+# %% ../nbs/30_langevin.ipynb #9ca6ae91
 def soft_ladder(preset=None, sigmas=LADDER, data="toy"): # -> {sigma: PriorBank}, levels with fine-tuned weights
     """Relaxed WaveNets for every noise level.
 
@@ -187,7 +188,7 @@ def soft_ladder(preset=None, sigmas=LADDER, data="toy"): # -> {sigma: PriorBank}
         tuned += [sigma] * own
     return banks, tuned
 
-# %% ../nbs/30_langevin.ipynb #0469aafb
+# %% ../nbs/30_langevin.ipynb #c31c020a
 class Trace:
     "A callback for `langevin` that keeps what happened: one row per step, item and source, and some of the waveforms."
 
@@ -217,7 +218,7 @@ class Trace:
             out.append(pd.DataFrame(dict(item=np.repeat(range(b), k), source=list(self.names) * b, **rows)))
         return pd.concat(out, ignore_index=True)
 
-# %% ../nbs/30_langevin.ipynb #6815f2a6
+# %% ../nbs/30_langevin.ipynb #8010d3a8
 def sweep(params, # f, a, phi of one item, as from `ToyData.params`
           k:int, # which source
           frequencies, # Hz
@@ -243,16 +244,16 @@ def basin(bank, # a PriorBank
     log N(m; mean s(f), (gamma sigma)^2) without its constant.
     """
     x, own = sweep(params, k, frequencies, t), sweep(params, k, [float(params["f"][k])], t)
-    noisy = x + sigma * torch.randn(t, generator=torch.Generator().manual_seed(seed))
+    given = x + sigma * torch.randn(t, generator=torch.Generator().manual_seed(seed))
     prior = bank.priors[k]
     told = sigma if getattr(prior.config, "noise_conditional", False) else None
-    log_prior = torch.cat([prior.log_prob(part, told) for part in noisy.split(batch)]).double()
+    log_prior = torch.cat([prior.log_prob(part, told) for part in given.split(batch)]).double()
     error = (x - own).double().square().sum(1) / len(bank.names) ** 2
     log_mix = -error / (2 * (gamma * max(sigma, floor)) ** 2)
     columns = dict(log_prior=log_prior, log_mix=log_mix, log_posterior=log_prior + log_mix)
     return pd.DataFrame(dict(frequency=np.asarray(frequencies, float), **{n: v.numpy() for n, v in columns.items()}))
 
-# %% ../nbs/30_langevin.ipynb #a5c4fc71
+# %% ../nbs/30_langevin.ipynb #916116af
 def basin_width(frame, # of `basin`
                 f0:float, # the true frequency, Hz
                 column="log_posterior"): # -> (low, high) Hz, equal where the truth is no peak
@@ -276,7 +277,7 @@ def reach(params, k:int, # f, a, phi of one item; which source
     slope = (sweep(params, k, [f + 0.5, f - 0.5], t) * torch.tensor([[1.0], [-1.0]])).sum(0)  # per Hz
     return math.sqrt(2 * eta) / slope.norm().item()
 
-# %% ../nbs/30_langevin.ipynb #8b2493da
+# %% ../nbs/30_langevin.ipynb #6acee96f
 BASIN = {"smoke": dict(item=3, t=256, coarse=25, fine=9, sources=2),
          "laptop": dict(item=3, t=1024, coarse=160, fine=81, sources=4),
          "paper": dict(item=3, t=16000, coarse=4000, fine=401, sources=4)}
@@ -302,10 +303,10 @@ def langevin_basin(preset):
     frame.attrs.update(data="toy test set, generated", model="flowavenet, fine-tuned at each level", **size)
     return frame
 
-# %% ../nbs/30_langevin.ipynb #ad4e17c5
-SIZES = {"smoke": dict(items=1, wavenet_items=1, t=256, steps=2, wavenet_steps=1),
-         "laptop": dict(items=3, wavenet_items=2, t=1024, steps=20, wavenet_steps=10),
-         "paper": dict(items=50, wavenet_items=50, t=16000, steps=100, wavenet_steps=100)}  # steps at each level
+# %% ../nbs/30_langevin.ipynb #eb44d24f
+SIZES = {"smoke": dict(t=256, items=1, steps=2, long_steps=3, wavenet_steps=1),
+         "laptop": dict(t=1024, items=2, steps=20, long_steps=100, wavenet_steps=10),
+         "paper": dict(t=16000, items=50, steps=100, long_steps=1000, wavenet_steps=100)}  # steps at each level
 DOWN = tuple(reversed(LADDER))
 ETA = 2e-5  # at the last level, 0.01: a fifth of sigma squared; the value of Song & Ermon 2019
 SGLD_ETA = 1e-7  # the noise-free prior is too steep for more
@@ -314,7 +315,8 @@ METHODS = {"Algorithm 1, printed": dict(bank="free", sigmas=DOWN[-1:], eta=SGLD_
            "as released": dict(bank="free", sigmas=DOWN[-1:], eta=SGLD_ETA, gamma=math.inf),
            "BASIS, fine-tuned": dict(bank="ladder", sigmas=DOWN, eta=ETA),
            "BASIS, told sigma": dict(bank="told", sigmas=DOWN, eta=ETA),
-           "PnF, WaveNet": dict(bank="wavenet", sigmas=DOWN, eta=ETA)}
+           "BASIS, longer": dict(bank="told", sigmas=DOWN, eta=ETA, steps="long_steps"),
+           "PnF, WaveNet": dict(steps="wavenet_steps", bank="wavenet", sigmas=DOWN, eta=ETA)}
 
 
 def priors_for(kind:str, preset=None): # -> PriorBank or {sigma: PriorBank}, levels with weights of their own
@@ -325,7 +327,7 @@ def priors_for(kind:str, preset=None): # -> PriorBank or {sigma: PriorBank}, lev
         return {s: bank_for("flowavenet", "toy", preset, s) for s in LADDER}, list(LADDER)
     return bank_for("flowavenet-conditional" if kind == "told" else "flowavenet", "toy", preset), []
 
-# %% ../nbs/30_langevin.ipynb #9cfb0e9b
+# %% ../nbs/30_langevin.ipynb #ae9e5a60
 def final_table(est, truth, bank, sigma, trace, held, generator=None): # -> DataFrame, one row per item and source
     """Scores of the last state: SI-SDR and its improvement in the fixed and in the best order, residual, prior's share.
 
@@ -335,18 +337,18 @@ def final_table(est, truth, bank, sigma, trace, held, generator=None): # -> Data
     (b, k, t), mix = est.shape, mix_of(truth)
     residual = (mix - est.mean(1)).square().sum(-1) / mix.square().sum(-1)
     best, order = best_permutation(est, truth)
-    noisy = (truth + sigma * torch.randn(truth.shape, generator=generator)).clamp(-1, 1)
+    home = noisy(truth, sigma, generator, bank.priors[0])
     value = lambda x: prior_gradient(bank, x, sigma)[1].double() / t
     scores = dict(si_sdr=si_sdr(est, truth), improvement=si_sdr_improvement(est, truth, mix),
                   si_sdr_best=best, improvement_best=best - si_sdr(mix[:, None].expand_as(truth), truth),
-                  swapped=order != torch.arange(k), behind=value(noisy) - value(est),
+                  swapped=order != torch.arange(k), behind=value(home) - value(est),
                   residual_db=(10 * torch.log10(residual))[:, None].expand(b, k), held=held[:, None].expand(b, k))
     frame = pd.DataFrame(dict(item=np.repeat(range(b), k), source=list(bank.names) * b,
                               **{n: v.reshape(-1).tolist() for n, v in scores.items()}))
     late = trace[trace.step >= 0.75 * trace.step.max()].groupby(["item", "source"]).prior_share.mean().reset_index()
     return frame.merge(late, on=["item", "source"])
 
-# %% ../nbs/30_langevin.ipynb #d384c32f
+# %% ../nbs/30_langevin.ipynb #6ee4d786
 RULES = dict(separated=10.0, swap_gain=3.0, swap_least=0.0, # dB
              drowned=0.1, behind=0.5)  # share of the gradient; nats per sample
 
@@ -363,34 +365,47 @@ def failure(row): # of "langevin" -> str
         return "drowned"
     return "not mixing" if row.behind > RULES["behind"] else "wrong basin"
 
-# %% ../nbs/30_langevin.ipynb #39b8cdf7
+# %% ../nbs/30_langevin.ipynb #ad938076
+def homes(truth, at, levels, free=False): # -> DataFrame of sigma, item, source, home
+    "The log-prior of the true sources with each level's noise (`free`: without): where a chain should be."
+    rows = []
+    for sigma in levels:
+        x = noisy(truth, 0.0 if free else sigma, torch.Generator().manual_seed(1), at(sigma).priors[0])
+        value = prior_gradient(at(sigma), x, sigma)[1]
+        b, k = value.shape
+        rows.append(pd.DataFrame(dict(sigma=sigma, item=np.repeat(range(b), k), source=list(at(sigma).names) * b,
+                                      home=value.double().flatten().tolist())))
+    return pd.concat(rows)
+
+
 @lru_cache(maxsize=2)
 def runs(preset): # -> (table, trace, info)
     "Every method on the first test mixes, from noise and from the true sources."
     size, tables, traces, info = SIZES[preset], [], [], {}
     for name, how in tqdm(METHODS.items(), desc="methods"):
         bank, tuned = priors_for(how["bank"], preset)
-        prefix = "wavenet_" * (how["bank"] == "wavenet")
-        n, per_level = size[f"{prefix}items"], size[f"{prefix}steps"]
-        steps = per_level * (len(DOWN) if len(how["sigmas"]) == 1 else 1)
-        info |= {"wavenet_levels_fine_tuned": tuned} if prefix else {}
+        info |= {"wavenet_levels_fine_tuned": tuned} if how["bank"] == "wavenet" else {}
+        n, steps, levels = size["items"], size[how.get("steps", "steps")], how["sigmas"]
+        if len(levels) == 1:
+            steps *= len(DOWN) // 2
         truth, g = ToyData("test", t=size["t"]).batch(range(n)), torch.Generator().manual_seed(0)
         wide = how["sigmas"][0] if len(how["sigmas"]) > 1 else 0.0  # an oracle starts as noisy as its prior expects
         oracle = truth + wide * torch.randn(truth.shape, generator=g)
         start = torch.cat([2 * torch.rand(truth.shape, generator=g) - 1, oracle])  # noise starts first
         truth = torch.cat([truth, truth])
         trace = Trace(truth)
-        options = {k: v for k, v in how.items() if k != "bank"}
+        options = {k: v for k, v in how.items() if k not in ("bank", "steps")}
         held, last = [], lambda state: (trace(state), held.append(state["held"]))
         out = langevin(mix_of(truth), bank, steps=steps, start=start, generator=g, callback=last, **options)
         starts = dict(enumerate(["noise"] * n + ["oracle"] * n))
         label = lambda f: f.assign(method=name, start=f["item"].map(starts), item=f["item"] % n)
-        traces.append(label(trace.frame()))
-        end = bank[how["sigmas"][-1]] if isinstance(bank, dict) else bank
-        tables.append(label(final_table(out, truth, end, how["sigmas"][-1], trace.frame(), held[-1], g)))
+        at = lambda sigma: bank[sigma] if isinstance(bank, dict) else bank
+        traces.append(label(trace.frame().merge(homes(truth, at, levels, how["bank"] == "free"))))
+        sigma = 0.0 if how["bank"] == "free" else levels[-1]
+        tables.append(label(final_table(out, truth, at(levels[-1]), sigma, trace.frame(), held[-1], g)))
     return pd.concat(tables, ignore_index=True), pd.concat(traces, ignore_index=True), dict(**size, **info)
 
-# %% ../nbs/30_langevin.ipynb #44ee7985
+# %% ../nbs/30_langevin.ipynb #3831fcf8
 @experiment("langevin")
 def langevin_table(preset):
     "Every method from noise and from the true sources; one row per item and source."
@@ -404,10 +419,31 @@ def langevin_table(preset):
 
 @experiment("langevin-trace")
 def langevin_trace(preset):
-    "What happened at every step to the first item."
+    "What happened at every step to the first item, and to the others at the last step of every level."
     _, trace, info = runs(preset)
-    frame = trace[trace["item"] == 0].reset_index(drop=True)
+    last = trace.groupby(["method", "sigma"]).step.transform("max") == trace.step
+    frame = trace[(trace["item"] == 0) | last].reset_index(drop=True)
     numbers = frame.select_dtypes("float").columns
     frame[numbers] = frame[numbers].map(lambda v: float(f"{v:.5g}"))
     frame.attrs.update(data="toy test set, generated", seed=0, **info)
+    return frame
+
+# %% ../nbs/30_langevin.ipynb #88908bbd
+@experiment("langevin-fixed-point")
+def langevin_fixed_point(preset):
+    "One level from an oracle start, told sigma, against a walk without gradient; one row per level and source."
+    size, (bank, _), rows = SIZES[preset], priors_for("told", preset), []
+    truth, steps = ToyData("test", t=size["t"]).batch(range(size["items"])), 2 * size["steps"]
+    for sigma in tqdm(DOWN, desc="fixed point"):
+        g, eta = torch.Generator().manual_seed(0), ETA * (sigma / DOWN[-1]) ** 2
+        start = noisy(truth, sigma, g)
+        end = langevin(mix_of(truth), bank, [sigma], steps, eta=eta, start=start, generator=g)
+        walk = start + math.sqrt(2 * eta * steps) * torch.randn(truth.shape, generator=g)
+        parts = dict(start=start, end=end, walk=walk)
+        scores = {name: si_sdr(x, truth).flatten().tolist() for name, x in parts.items()}
+        rows.append(pd.DataFrame(dict(sigma=sigma, item=np.repeat(range(len(truth)), len(SOURCES)),
+                                      source=list(SOURCES) * len(truth), **scores)))
+    frame = pd.concat(rows, ignore_index=True).round(3)
+    frame.attrs.update(data="toy test set, generated", model="flowavenet-conditional", seed=0, t=size["t"],
+                       each_level=steps)
     return frame
