@@ -330,7 +330,9 @@ def returned(obj):
     end = re.search(r"^[^#\n]*\)\s*(?:->[^#\n]*)?:[ \t]*(?:#[ \t]*(.*?)->[ \t]*(.*?))?[ \t]*$", inspect.getsource(obj), re.M)
     if not end or end[2] is None:
         return ""
-    return f"Takes {end[1].strip()}, returns {end[2]}." if end[1].strip() else f"Returns {end[2]}."
+    # only where the whole signature is one line is the comment about what goes in; else it is about the last parameter
+    whole = end[1].strip() and end[0].lstrip().startswith(("def ", "async def "))
+    return f"Takes {end[1].strip()}, returns {end[2]}." if whole else f"Returns {end[2]}."
 
 
 def docstring(obj, page):

@@ -2,3 +2,10 @@
 __version__ = "0.1.0"
 
 from . import _torchaudio  # noqa: F401  (lets `import torchaudio` work beside a CPU-only torch)
+
+
+def separate(mix, priors="toy", method="pursuit", **options):
+    "Stems of a recording and the share of its energy that they leave unexplained: see `sepnb.separation.separate`."
+    from .separation import separate  # torch is imported only when it is needed
+
+    return separate(mix, priors, method, **options)

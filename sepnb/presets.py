@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'LADDER', 'FINE', 'MODELS', 'DATA', 'EXPERIMENTS', 'preset
            'provenance', 'source_data', 'new_prior', 'train', 'load_prior', 'load_bank', 'bank_for', 'experiment',
            'reproduce', 'result', 'training_table']
 
-# %% ../nbs/19_presets.ipynb #feb83e82
+# %% ../nbs/19_presets.ipynb #2764cf19
 import json, os, platform, subprocess, time
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -20,8 +20,9 @@ from . import toy
 from .flowavenet import FloWaveNet, FloWaveNetConfig
 from .training import PriorBank, Recipe, artifacts, fit, load_tensors, load_weights, noisy_nll, save_weights, write_whole
 from .wavenet import WaveNet, WaveNetConfig
+from .wavetable import Wavetable, WavetableConfig
 
-# %% ../nbs/19_presets.ipynb #b71d215b
+# %% ../nbs/19_presets.ipynb #10077f06
 PRESETS = {
     "smoke": {"toy": {
         "flowavenet": (FloWaveNetConfig(blocks=3, flows=2, layers=2, width=8),
@@ -59,8 +60,12 @@ for _name, _preset in PRESETS.items():
     _all = replace(_fine, steps=len(LADDER) * FINE[_name])
     _preset["toy"]["flowavenet-conditional"] = (replace(_config, noise_conditional=True), replace(_all, noise=(0.005, 0.5)))
     _preset["toy"]["flowavenet-scratch"] = (_config, replace(_all, lr=_recipe.lr))
+# The wavetable has no gradient steps: its recipe counts rounds, recordings and their length.
+for _name, _items in dict(smoke=24, laptop=96, paper=96).items():
+    PRESETS[_name]["toy"]["wavetable"] = (WavetableConfig(items=_items, census=2000 if _items == 96 else 500),
+                                          Recipe(steps=10, batch=_items, frame=16000))
 MODELS = {"flowavenet": FloWaveNet, "wavenet": WaveNet, "wavenet-released": WaveNet,
-          "flowavenet-conditional": FloWaveNet, "flowavenet-scratch": FloWaveNet}
+          "flowavenet-conditional": FloWaveNet, "flowavenet-scratch": FloWaveNet, "wavetable": Wavetable}
 DATA = {"toy": toy.SOURCES}
 
 
@@ -81,13 +86,15 @@ def recipe_for(model:str, data:str="toy", preset=None, sigma=0., seed:int=0): # 
     preset = preset_name(preset)
     table = PRESETS[preset]
     config, recipe = table[_choose(data, table, "data set")][_choose(model, table[data], "model")]
+    if sigma and model in ("wavetable", "wavenet-released"):
+        raise ValueError(f"{model} is not trained for noisy waveforms; leave sigma out")
     if sigma and recipe.noise:
         raise ValueError(f"{model} is one prior for all noise levels; leave sigma out, and give it to log_prob")
     if sigma and model != "flowavenet-scratch":
         recipe = replace(recipe, steps=FINE[preset], lr=recipe.lr / 2, ema=0.98 if recipe.ema else 0.0)
     return config, replace(recipe, noise=(sigma,) if sigma else recipe.noise, seed=recipe.seed + seed)
 
-# %% ../nbs/19_presets.ipynb #1111cd6e
+# %% ../nbs/19_presets.ipynb #8115e5aa
 def weights_path(model:str, data:str, source:str, preset=None, sigma=0., seed:int=0): # -> Path
     "Where the weights of one prior live."
     name = f"{model}-{source}" + (f"-{sigma:g}" if sigma else "") + (f"-seed{seed}" if seed else "")
@@ -102,7 +109,7 @@ def provenance(): # -> dict
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores, {platform.machine()}"
     return dict(commit=git.stdout.strip() or "unknown", device=device, python=platform.python_version(), **packages)
 
-# %% ../nbs/19_presets.ipynb #0078d6c1
+# %% ../nbs/19_presets.ipynb #3dd864ae
 def source_data(data:str, source:str, split:str, t:int): # -> map-style data set of (t,)
     "The waveforms of one source of one data set."
     _choose(source, DATA[_choose(data, DATA, "data set")], "source")
@@ -137,10 +144,15 @@ def train(model:str, data:str, source:str, preset=None, run=None, progress=True,
     items = source_data(data, source, "train", max(recipe.frame, 16_000))
     path = weights_path(model, data, source, preset, sigma, seed)
     prior, start = new_prior(model, data, source, preset, sigma, seed), time.time()
-    metrics = fit(prior, noisy_nll(recipe.noise), items, recipe, run=run or Path("runs") / preset / data / path.stem,
-                  progress=progress, workers=workers)
-    save_weights(prior, path, preset=preset, data=data, source=source, recipe=asdict(recipe), steps=recipe.steps,
-                 seconds=round(time.time() - start), final_loss=metrics.loss.iloc[-1], **provenance())
+    if isinstance(prior, Wavetable):
+        history, dtype = prior.learned(items, progress), torch.float64  # a few numbers, of which every digit counts
+        steps, final_loss = len(history), history[-1]["left"]
+    else:
+        metrics = fit(prior, noisy_nll(recipe.noise), items, recipe, run=run or Path("runs") / preset / data / path.stem,
+                      progress=progress, workers=workers)
+        steps, final_loss, dtype = recipe.steps, metrics.loss.iloc[-1], torch.float16
+    save_weights(prior, path, dtype, preset=preset, data=data, source=source, recipe=asdict(recipe), steps=steps,
+                 seconds=round(time.time() - start), final_loss=final_loss, **provenance())
     return path
 
 
@@ -178,7 +190,7 @@ def bank_for(model:str, data:str="toy", preset=None, sigma=0., seed:int=0): # ->
             train(model, data, source, preset, sigma=sigma, seed=seed)
     return load_bank(model, data, preset, sigma, seed)
 
-# %% ../nbs/19_presets.ipynb #03725123
+# %% ../nbs/19_presets.ipynb #f231b9d6
 EXPERIMENTS = {}
 
 
