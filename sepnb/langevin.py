@@ -8,7 +8,7 @@ __all__ = ['BASIN', 'SIZES', 'DOWN', 'ETA', 'SGLD_ETA', 'METHODS', 'RULES', 'pos
            'soft_ladder', 'Trace', 'sweep', 'basin', 'basin_width', 'reach', 'langevin_basin', 'priors_for',
            'final_table', 'failure', 'homes', 'runs', 'langevin_table', 'langevin_trace', 'langevin_fixed_point']
 
-# %% ../nbs/30_langevin.ipynb #f72dd18f
+# %% ../nbs/30_langevin.ipynb #da976bbb
 import math
 from functools import lru_cache
 
@@ -26,7 +26,7 @@ from .quantize import mulaw_decode
 from .toy import RANGES, SOURCES, ToyData, mix as mix_of, waveform
 from .training import Prior, PriorBank, check_batch, noisy
 
-# %% ../nbs/30_langevin.ipynb #f8c3e74f
+# %% ../nbs/30_langevin.ipynb #57f72a0a
 def posterior_step(prior, residual, k, eta, gamma, noise): # -> (b, k, t) displacement
     "A Langevin step; `prior` and `noise` are (b, k, t), `residual` is the mix minus the mean estimate (b, t)."
     return eta * (prior + residual[:, None] / (k * gamma**2)) + math.sqrt(2 * eta) * noise
@@ -41,7 +41,7 @@ def algorithm1_step(prior, residual, k, eta, gamma, noise): # -> (b, k, t)
     "Algorithm 1 as printed: the mixture residual is subtracted, without 1/N, and the noise is 2 sqrt(eta)."
     return eta * (prior - residual[:, None] / gamma**2) + 2 * math.sqrt(eta) * noise
 
-# %% ../nbs/30_langevin.ipynb #fb5e82a0
+# %% ../nbs/30_langevin.ipynb #81f60ed0
 def prior_gradient(bank, # a PriorBank
                    sources, # (b, k, t)
                    sigma=None): # noise level -> gradient (b, k, t), log-prior (b, k) in nats, NaN for a score model
@@ -66,7 +66,7 @@ def grad_log_prob(bank, # a PriorBank: of flows, of relaxed WaveNets, or of scor
     "Gradient of every source's log-prior with respect to its samples."
     return prior_gradient(bank, sources, sigma)[0]
 
-# %% ../nbs/30_langevin.ipynb #020cb276
+# %% ../nbs/30_langevin.ipynb #2b0ee28c
 def check_schedule(sigmas): # -> tuple of floats
     "Raises ValueError unless the noise levels are positive, finite and falling."
     sigmas = tuple(float(s) for s in (sigmas if np.ndim(sigmas) else (sigmas,)))
@@ -87,7 +87,7 @@ def _check_mix(mix, start, k):
     if start is not None and not torch.isfinite(start).all():
         raise ValueError("the start contains NaN or infinite samples")
 
-# %% ../nbs/30_langevin.ipynb #c18a155f
+# %% ../nbs/30_langevin.ipynb #91c43d60
 @torch.no_grad()
 def langevin(mix, # (b, t), the mean of the sources
              bank, # a PriorBank, or a dict of noise level -> PriorBank
@@ -128,7 +128,7 @@ def langevin(mix, # (b, t), the mean of the sources
         x = torch.where(held[:, None, None], x, new)
     return x
 
-# %% ../nbs/30_langevin.ipynb #30c4b22b
+# %% ../nbs/30_langevin.ipynb #1a0b22e2
 def soft_wavenet(prior, # a WaveNet without conditioning
                  x, # (b, t) waveforms
                  width=None): # of the Gaussian over codes, in amplitude; None interpolates -> (b,) nats
@@ -172,7 +172,7 @@ class SoftWaveNet(Prior):
     def log_prob(self, x, sigma=None): # (b, t) -> (b,)
         return soft_wavenet(self.prior, x, self.width)
 
-# %% ../nbs/30_langevin.ipynb #9ca6ae91
+# %% ../nbs/30_langevin.ipynb #9d71df6f
 def soft_ladder(preset=None, sigmas=LADDER, data="toy"): # -> {sigma: PriorBank}, levels with fine-tuned weights
     """Relaxed WaveNets for every noise level.
 
@@ -188,7 +188,7 @@ def soft_ladder(preset=None, sigmas=LADDER, data="toy"): # -> {sigma: PriorBank}
         tuned += [sigma] * own
     return banks, tuned
 
-# %% ../nbs/30_langevin.ipynb #c31c020a
+# %% ../nbs/30_langevin.ipynb #5a4e8610
 class Trace:
     "A callback for `langevin` that keeps what happened: one row per step, item and source, and some of the waveforms."
 
@@ -218,7 +218,7 @@ class Trace:
             out.append(pd.DataFrame(dict(item=np.repeat(range(b), k), source=list(self.names) * b, **rows)))
         return pd.concat(out, ignore_index=True)
 
-# %% ../nbs/30_langevin.ipynb #8010d3a8
+# %% ../nbs/30_langevin.ipynb #9d6cb7fe
 def sweep(params, # f, a, phi of one item, as from `ToyData.params`
           k:int, # which source
           frequencies, # Hz
@@ -253,7 +253,7 @@ def basin(bank, # a PriorBank
     columns = dict(log_prior=log_prior, log_mix=log_mix, log_posterior=log_prior + log_mix)
     return pd.DataFrame(dict(frequency=np.asarray(frequencies, float), **{n: v.numpy() for n, v in columns.items()}))
 
-# %% ../nbs/30_langevin.ipynb #916116af
+# %% ../nbs/30_langevin.ipynb #a728c8cf
 def basin_width(frame, # of `basin`
                 f0:float, # the true frequency, Hz
                 column="log_posterior"): # -> (low, high) Hz, equal where the truth is no peak
@@ -277,7 +277,7 @@ def reach(params, k:int, # f, a, phi of one item; which source
     slope = (sweep(params, k, [f + 0.5, f - 0.5], t) * torch.tensor([[1.0], [-1.0]])).sum(0)  # per Hz
     return math.sqrt(2 * eta) / slope.norm().item()
 
-# %% ../nbs/30_langevin.ipynb #6acee96f
+# %% ../nbs/30_langevin.ipynb #068275df
 BASIN = {"smoke": dict(item=3, t=256, coarse=25, fine=9, sources=2),
          "laptop": dict(item=3, t=1024, coarse=160, fine=81, sources=4),
          "paper": dict(item=3, t=16000, coarse=4000, fine=401, sources=4)}
@@ -303,7 +303,7 @@ def langevin_basin(preset):
     frame.attrs.update(data="toy test set, generated", model="flowavenet, fine-tuned at each level", **size)
     return frame
 
-# %% ../nbs/30_langevin.ipynb #eb44d24f
+# %% ../nbs/30_langevin.ipynb #ab334d2f
 SIZES = {"smoke": dict(t=256, items=1, steps=2, long_steps=3, wavenet_steps=1),
          "laptop": dict(t=1024, items=2, steps=20, long_steps=100, wavenet_steps=10),
          "paper": dict(t=16000, items=50, steps=100, long_steps=1000, wavenet_steps=100)}  # steps at each level
@@ -327,7 +327,7 @@ def priors_for(kind:str, preset=None): # -> PriorBank or {sigma: PriorBank}, lev
         return {s: bank_for("flowavenet", "toy", preset, s) for s in LADDER}, list(LADDER)
     return bank_for("flowavenet-conditional" if kind == "told" else "flowavenet", "toy", preset), []
 
-# %% ../nbs/30_langevin.ipynb #ae9e5a60
+# %% ../nbs/30_langevin.ipynb #ed9eb302
 def final_table(est, truth, bank, sigma, trace, held, generator=None): # -> DataFrame, one row per item and source
     """Scores of the last state: SI-SDR and its improvement in the fixed and in the best order, residual, prior's share.
 
@@ -348,7 +348,7 @@ def final_table(est, truth, bank, sigma, trace, held, generator=None): # -> Data
     late = trace[trace.step >= 0.75 * trace.step.max()].groupby(["item", "source"]).prior_share.mean().reset_index()
     return frame.merge(late, on=["item", "source"])
 
-# %% ../nbs/30_langevin.ipynb #6ee4d786
+# %% ../nbs/30_langevin.ipynb #2cfdbfaf
 RULES = dict(separated=10.0, swap_gain=3.0, swap_least=0.0, # dB
              drowned=0.1, behind=0.5)  # share of the gradient; nats per sample
 
@@ -365,7 +365,7 @@ def failure(row): # of "langevin" -> str
         return "drowned"
     return "not mixing" if row.behind > RULES["behind"] else "wrong basin"
 
-# %% ../nbs/30_langevin.ipynb #ad938076
+# %% ../nbs/30_langevin.ipynb #cf24dd0f
 def homes(truth, at, levels, free=False): # -> DataFrame of sigma, item, source, home
     "The log-prior of the true sources with each level's noise (`free`: without): where a chain should be."
     rows = []
@@ -405,7 +405,7 @@ def runs(preset): # -> (table, trace, info)
         tables.append(label(final_table(out, truth, at(levels[-1]), sigma, trace.frame(), held[-1], g)))
     return pd.concat(tables, ignore_index=True), pd.concat(traces, ignore_index=True), dict(**size, **info)
 
-# %% ../nbs/30_langevin.ipynb #3831fcf8
+# %% ../nbs/30_langevin.ipynb #b661963b
 @experiment("langevin")
 def langevin_table(preset):
     "Every method from noise and from the true sources; one row per item and source."
@@ -428,7 +428,7 @@ def langevin_trace(preset):
     frame.attrs.update(data="toy test set, generated", seed=0, **info)
     return frame
 
-# %% ../nbs/30_langevin.ipynb #88908bbd
+# %% ../nbs/30_langevin.ipynb #efa6a4df
 @experiment("langevin-fixed-point")
 def langevin_fixed_point(preset):
     "One level from an oracle start, told sigma, against a walk without gradient; one row per level and source."
