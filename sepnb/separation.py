@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['COST', 'METHODS', 'ITEMS', 'ROWS', 'LABELS', 'KINDS', 'pursuit', 'denoised', 'loudness', 'falling', 'coordinate',
            'dirac', 'projection', 'separate', 'separate_file', 'formula_bank', 'separate_toy', 'separation_table',
-           'separation_ablation', 'separation_beyond']
+           'story', 'plot_story', 'readme_picture', 'separation_ablation', 'separation_beyond']
 
-# %% ../nbs/32_separation.ipynb #6c60c565
+# %% ../nbs/32_separation.ipynb #4c9add00
 import itertools, math, time
 from pathlib import Path
 
@@ -18,11 +18,12 @@ from tqdm.auto import tqdm
 
 from . import audio, toy
 from .evaluation import ideal_ratio_mask, si_sdr_improvement
-from .presets import DATA, experiment, load_bank, result
+from .langevin import langevin
+from .presets import LADDER, experiment, load_bank, result
 from .training import PriorBank, check_batch
 from .wavetable import WIDTHS, Search, Tables, Wavetable, refine, tree
 
-# %% ../nbs/32_separation.ipynb #ce61966b
+# %% ../nbs/32_separation.ipynb #2c9a8120
 COST = 60.0  # nats of twice the log-likelihood that one more tone must gain: 3 ln t for its parameters, the rest for the search
 
 class _Pursuit:
@@ -130,7 +131,7 @@ def _check_mix(mixes):
         raise ValueError(f"the mix reaches {mixes.abs().max():.3g}; expected samples in [-1, 1], divide by the largest first")
     return mixes
 
-# %% ../nbs/32_separation.ipynb #ab8477a6
+# %% ../nbs/32_separation.ipynb #ed5b7985
 def denoised(prior, x, sigma): # (b, t) -> (b, t)
     "What a prior makes of noisy waveforms: its `denoise`, or Tweedie's formula for a noise-conditional likelihood."
     if hasattr(prior, "denoise"):
@@ -184,7 +185,7 @@ def coordinate(mixes, # (b, t), the mean of the sources
             callback(sweep, sigma, s)
     return s
 
-# %% ../nbs/32_separation.ipynb #bc911cc7
+# %% ../nbs/32_separation.ipynb #341d0872
 @torch.no_grad()
 def dirac(mixes, bank, sigmas, generator=None, callback=None): # -> (b, k, t) sources
     "Reverse diffusion under the Dirac constraint (multi-source diffusion models): the last source is N m minus the others."
@@ -215,7 +216,7 @@ def projection(mixes, bank, sigmas, generator=None, callback=None): # -> (b, k, 
             callback(step, a, x)
     return x
 
-# %% ../nbs/32_separation.ipynb #3f6f064b
+# %% ../nbs/32_separation.ipynb #d0dc8aec
 METHODS = ("pursuit", "coordinate", "projection", "dirac")
 
 def separate(mix, # (t,) or (channels, t) in [-1, 1]
@@ -296,7 +297,7 @@ def separate_file(path, # an audio file
     stems, share = separate(x, bank, rate=rate, **options)
     return [audio.save(out / f"{name}.wav", s.clamp(-1, 1), rate, "FLOAT") for name, s in zip(bank.names, stems)], share
 
-# %% ../nbs/32_separation.ipynb #b9d9db4e
+# %% ../nbs/32_separation.ipynb #70cb2248
 ITEMS = {"smoke": 2, "laptop": 1500, "paper": 1500}  # mixes; a method that takes long gets a share of them
 
 
@@ -328,9 +329,9 @@ ROWS = {
     "coordinate-wavetable": ("wavetable", 15, 16000, _told(coordinate, sigmas=falling(0.5, 1e-2, 4))),
     "projection-wavetable": ("wavetable", 50, 16000, _told(projection, sigmas=falling(1, 1e-2, 12), generator=torch.Generator().manual_seed(0))),
     "dirac-wavetable": ("wavetable", 50, 16000, _told(dirac, sigmas=falling(1, 1e-2, 12), generator=torch.Generator().manual_seed(0))),
-    "coordinate-flowavenet": ("flowavenet-conditional", 60, 1024, _told(coordinate, sigmas=falling(0.5, 5e-3, 30))),
-    "projection-flowavenet": ("flowavenet-conditional", 60, 1024, _told(projection, sigmas=falling(0.5, 5e-3, 30), generator=torch.Generator().manual_seed(0))),
-    "dirac-flowavenet": ("flowavenet-conditional", 60, 1024, _told(dirac, sigmas=falling(0.5, 5e-3, 30), generator=torch.Generator().manual_seed(0))),
+    "coordinate-flowavenet": ("flowavenet-conditional", 150, 1024, _told(coordinate, sigmas=falling(0.5, 5e-3, 30))),
+    "projection-flowavenet": ("flowavenet-conditional", 150, 1024, _told(projection, sigmas=falling(0.5, 5e-3, 30), generator=torch.Generator().manual_seed(0))),
+    "dirac-flowavenet": ("flowavenet-conditional", 150, 1024, _told(dirac, sigmas=falling(0.5, 5e-3, 30), generator=torch.Generator().manual_seed(0))),
 }
 
 
@@ -363,16 +364,16 @@ def separate_toy(row:str, preset:str): # -> DataFrame, one row per item and sour
 for _row in ROWS:
     experiment(f"separation-toy-{_row}")(lambda preset, row=_row: separate_toy(row, preset))
 
-# %% ../nbs/32_separation.ipynb #5100d8cd
+# %% ../nbs/32_separation.ipynb #df7d0bbd
 LABELS = {"mix": "the mix itself", "mask": "ideal ratio mask, an oracle", "formulas": "pursuit with the true formulas, an oracle",
           "pursuit": "pursuit, wavetables", "coordinate": "coordinate denoising", "projection": "projected diffusion", "dirac": "Dirac diffusion"}
 KINDS = {"wavetable": "wavetables", "flowavenet": "conditional FloWaveNets", "pitch": "pitch-locked score networks", "blackbox": "black-box score networks"}
 
-def separation_table(rows=None): # -> DataFrame
+def separation_table(rows=None, preset=None): # -> DataFrame
     "Mean, median, share above 10 dB and worst SI-SDR improvement of every row of which there is a result."
     table = []
     for row in rows or ROWS:
-        frame, info = result(f"separation-toy-{row}")
+        frame, info = result(f"separation-toy-{row}", preset)
         v = frame.si_sdri.dropna()
         sampler, _, kind = row.partition("-")
         label = LABELS[sampler] + (f", {KINDS[kind]}" if kind else "")
@@ -381,7 +382,42 @@ def separation_table(rows=None): # -> DataFrame
                       "samples": info["samples"], "preset": info["preset"]})
     return pd.DataFrame(table).set_index("method, prior").round(dict(mean=1, median=1, worst=1, **{"above 10 dB (%)": 2, "CPU s per mix": 2, "slowest (s)": 2}))
 
-# %% ../nbs/32_separation.ipynb #f7e507da
+# %% ../nbs/32_separation.ipynb #e29c71bd
+def story(item:int=9, quick:bool=False): # -> sources (1, 4, t), Langevin's estimate (1, 4, t), the pursuit's (1, 4, t)
+    "One mix, separated the paper's way (annealed Langevin dynamics over conditional FloWaveNets, a quarter of a second) and by pursuit."
+    data = toy.ToyData("test", t=512 if quick else 4096)
+    sources = data.batch([item])
+    failed = langevin(toy.mix(sources), load_bank("flowavenet-conditional"), tuple(reversed(LADDER)), steps=1 if quick else 8,
+                      generator=torch.Generator().manual_seed(0))
+    whole = toy.ToyData("test").batch([item])
+    return whole, failed, pursuit(toy.mix(whole), load_bank("wavetable"))
+
+
+def plot_story(sources, failed, found, n:int=192): # samples to show
+    "The first milliseconds of the four sources: truth, failure, success."
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(4, 2, figsize=(7, 5.4), sharex=True, sharey=True, layout="constrained")
+    time_ms = np.arange(n) / audio.RATE * 1000
+    for k, row in enumerate(axes):
+        for ax, x, title in zip(row, (failed[0, k], found[0, k]), ("Langevin, FloWaveNets", "pursuit, wavetables")):
+            ax.plot(time_ms, sources[0, k, :n], color="#BBBBBB", lw=3)
+            ax.plot(time_ms, x[:n], color=audio.COLORS[toy.SOURCES[k]], lw=1)
+            if k == 0:
+                ax.set_title(title)
+        row[0].set_ylabel(toy.SOURCES[k])
+    for ax in axes[-1]:
+        ax.set_xlabel("time (ms)")
+    axes[0, 0].set_ylim(-1.6, 1.6)
+    return fig
+
+
+def readme_picture(path):
+    "The same, as a PNG."
+    fig = plot_story(*story())
+    fig.savefig(path, dpi=110)
+
+# %% ../nbs/32_separation.ipynb #55f3903d
 def _ablation(bank):
     n = len(bank.names)
     loud = sorted(range(n), key=lambda k: -loudness(bank.priors[k]))
@@ -409,7 +445,7 @@ def separation_ablation(preset): # -> DataFrame, one row per setting, item and s
     frame.attrs.update(data="toy test set, generated", items=n, samples=16000)
     return frame
 
-# %% ../nbs/32_separation.ipynb #aa14120b
+# %% ../nbs/32_separation.ipynb #04bf9a6e
 def _beyond(n):
     "Name -> (sources (n, 4, t), mixes (n, t), rate): the test items with one assumption broken."
     data = toy.ToyData("test")
