@@ -6,7 +6,7 @@
 __all__ = ['LADDER', 'karras', 'levels', 'ScorePrior', 'ode_log_prob', 'random_lines', 'clutter', 'BlackBoxConfig', 'BlackBox',
            'denoising_loss', 'PitchLockedConfig', 'PitchNet', 'WaveNetwork', 'PitchLocked']
 
-# %% ../nbs/13_score.ipynb #aa059e7b
+# %% ../nbs/13_score.ipynb #ad6ab4f4
 import math
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from .flowavenet import NoiseLevel
 from .training import Prior, check_batch
 from .wavenet import GatedStack
 
-# %% ../nbs/13_score.ipynb #3a14522b
+# %% ../nbs/13_score.ipynb #b0695a29
 def karras(n:int, # levels
            low:float, # the last one
            high:float, # the first one
@@ -36,7 +36,7 @@ def levels(x, # (b, t), for its batch and device
     "One noise level for each waveform, log-uniform from `low` to `high`."
     return low * (high / low) ** torch.rand(len(x), generator=generator, device=x.device)
 
-# %% ../nbs/13_score.ipynb #ff1395a7
+# %% ../nbs/13_score.ipynb #c8c9999b
 class ScorePrior(Prior):
     "A denoiser is a prior. Subclasses give `_denoise(x, sigma)`, and a config with `low`, `high` and `data`."
 
@@ -53,6 +53,13 @@ class ScorePrior(Prior):
         "Gradient of the log-density of noisy waveforms (Tweedie's formula)."
         return (self.denoise(x, sigma) - x) / torch.as_tensor(sigma, dtype=x.dtype, device=x.device).view(-1, 1) ** 2
 
+    def log_prob(self, x, # (b, t) noisy waveforms
+                 sigma=None, # level of their noise; None means the lowest of the config
+                 **options): # of `ode_log_prob` -> (b,) nats
+        "Log-density of noisy waveforms, through the probability-flow ODE."
+        check_batch(x)
+        return ode_log_prob(self, x, self.config.low if sigma is None else sigma, **options)
+
     @torch.no_grad()
     def sample(self, n, t, generator=None, steps:int=40): # -> (n, t)
         "Heun's method down the probability-flow ODE (Algorithm 1 of Karras et al. 2022)."
@@ -65,7 +72,7 @@ class ScorePrior(Prior):
             x = x + (lower - sigma) * (slope + (there - self.denoise(there, lower)) / lower) / 2
         return self.denoise(x, self.config.low)
 
-# %% ../nbs/13_score.ipynb #f38b5dde
+# %% ../nbs/13_score.ipynb #0b93dc53
 def _divergence(f, x, # (b, t)
                 probes): # (p, t) directions -> f(x), (b,) divergence
     "f(x) and the trace of its Jacobian, as the mean of v J v over the probes times their squared length over t."
@@ -99,7 +106,7 @@ def ode_log_prob(model, # a ScorePrior
     spread = top**2 + model.config.data**2
     return change[-1] - 0.5 * (end[-1].square() / spread + math.log(2 * math.pi * spread)).sum(1)
 
-# %% ../nbs/13_score.ipynb #7d6f8f21
+# %% ../nbs/13_score.ipynb #24538619
 def random_lines(x, # (b, t), for its shape
                  generator=None, groups:int=3, partials:int=12): # -> (b, t), mean square 1
     "Sums of sinusoids at random: up to three series of multiples, with random levels, gaps and phases."
@@ -125,7 +132,7 @@ def clutter(x, generator=None): # (b, t) -> (b, t), mean square 1
     white = torch.randn(x.shape, generator=generator, device=x.device)
     return (1 - share).sqrt() * white + share.sqrt() * random_lines(x, generator)
 
-# %% ../nbs/13_score.ipynb #7e78b99d
+# %% ../nbs/13_score.ipynb #0d4d2d5e
 @dataclass(frozen=True)
 class BlackBoxConfig:
     "A denoiser without knowledge of pitch."
@@ -174,7 +181,7 @@ def denoising_loss(model, x, generator=None): # a ScorePrior, (b, t) -> scalar
     "The loss of a score prior, for `fit`."
     return model.loss(x, generator)
 
-# %% ../nbs/13_score.ipynb #d15f39e5
+# %% ../nbs/13_score.ipynb #69ea060d
 @dataclass(frozen=True)
 class PitchLockedConfig:
     "A denoiser that first listens for the pitch."
@@ -231,7 +238,7 @@ class PitchNet(nn.Module):
         level = 0.25 * sigma.clamp_min(1e-4).log()[:, None, None].expand(*bins.shape, 1)
         return self.net(torch.cat([loud(size), shape.real, shape.imag, loud(between), beside.clamp_max(4), level], -1))[..., 0]
 
-# %% ../nbs/13_score.ipynb #48bc324d
+# %% ../nbs/13_score.ipynb #18c3454b
 class WaveNetwork(nn.Module):
     "One cycle of a waveform, as a network of the phase: smooth, except where a learned knot lets it jump or bend."
     reach = 0.2  # cycles that a knot moves for one unit of its parameter
@@ -285,7 +292,7 @@ class WaveNetwork(nn.Module):
         slope = (value.gather(1, i) - v) / (grid.gather(1, i) - g).clamp_min(1e-12)
         return v + slope * (u - g), slope
 
-# %% ../nbs/13_score.ipynb #9e7769ea
+# %% ../nbs/13_score.ipynb #5c2c6235
 LADDER = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)  # blur of the jumps while the phase is found
 
 
@@ -330,9 +337,12 @@ class PitchLocked(ScorePrior):
 
     @torch.no_grad()
     def refine(self, x, theta, blurs): # (b, t), (b, 3), a sequence of (b,) -> theta
-        "One Gauss-Newton step for each blur, halved twice where the error would grow."
+        "One Gauss-Newton step for each blur, shortened where the error would grow; keeps the best of all under the last."
         x, t = x.double(), x.shape[1]
         damp = torch.diag(torch.tensor([1e-9, 2e-6, 2e-7], dtype=torch.float64, device=x.device)) * t
+        miss = lambda theta, table: (x - theta[:, :1] * self.wave.look_up(table, self.at(theta, t))[0]).square().sum(1)
+        sharp = self.wave.table(blurs[-1])
+        best, least = theta, miss(theta, sharp)
         for h in blurs:
             table = self.wave.table(h)
             y, J = self.jacobian(theta, t, table)
@@ -340,11 +350,14 @@ class PitchLocked(ScorePrior):
             error = (x - y).square().sum(1)
             for scale in (1.0, 0.25):
                 there = theta + scale * step
-                better = (x - there[:, :1] * self.wave.look_up(table, self.at(there, t))[0]).square().sum(1) < error
-                theta, step = torch.where(better[:, None], there, theta), torch.where(better[:, None], 0.0, step)
+                better = (miss(there, table) < error)[:, None]
+                theta, step = torch.where(better, there, theta), torch.where(better, 0.0, step)
                 if better.all():
                     break
-        return theta
+            if h.max() <= 10 * LADDER[4]:  # far blurs are only on the way
+                now = miss(theta, sharp)
+                best, least = torch.where((now < least)[:, None], theta, best), torch.minimum(now, least)
+        return torch.where((miss(theta, sharp) <= least)[:, None], theta, best)
 
     def blur(self, theta, t, sigma, h): # -> (b,) cycles, (b,) variance of the amplitude
         "How uncertain the phase is under noise of level sigma: the edges of the mean are as blurred."
@@ -360,7 +373,7 @@ class PitchLocked(ScorePrior):
         theta = self.start(self.pitch.spectrum(x), bins[p.argmax(1)], t)
         theta = self.refine(x, theta, [sigma.new_full((len(x),), h) for h in LADDER[:3]])
         blur, _ = self.blur(theta, t, sigma, sigma.new_full((len(x),), LADDER[2]))
-        ladder = [blur.clamp_min(h) for h in LADDER[3:] if h > blur.min() / 3]
+        ladder = [blur.clamp_min(h) for h in LADDER[3:] if h > blur.min() for _ in range(2)] + [blur] * 2
         theta = self.refine(x, theta, ladder)
         _, spread = self.blur(theta, t, sigma, blur)
         mean, prior = self.loud[0].double(), (2 * self.loud[1].double()).exp()
