@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'LADDER', 'FINE', 'MODELS', 'DATA', 'EXPERIMENTS', 'preset
            'provenance', 'source_data', 'new_prior', 'train', 'load_prior', 'load_bank', 'bank_for', 'experiment',
            'reproduce', 'result', 'training_table']
 
-# %% ../nbs/19_presets.ipynb #2764cf19
+# %% ../nbs/19_presets.ipynb #95bf2960
 import json, os, platform, subprocess, time
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -18,11 +18,12 @@ import torch
 
 from . import toy
 from .flowavenet import FloWaveNet, FloWaveNetConfig
+from .score import BlackBox, BlackBoxConfig, PitchLocked, PitchLockedConfig, ScorePrior, denoising_loss
 from .training import PriorBank, Recipe, artifacts, fit, load_tensors, load_weights, noisy_nll, save_weights, write_whole
 from .wavenet import WaveNet, WaveNetConfig
 from .wavetable import Wavetable, WavetableConfig
 
-# %% ../nbs/19_presets.ipynb #10077f06
+# %% ../nbs/19_presets.ipynb #25668fdb
 PRESETS = {
     "smoke": {"toy": {
         "flowavenet": (FloWaveNetConfig(blocks=3, flows=2, layers=2, width=8),
@@ -64,8 +65,17 @@ for _name, _preset in PRESETS.items():
 for _name, _items in dict(smoke=24, laptop=96, paper=96).items():
     PRESETS[_name]["toy"]["wavetable"] = (WavetableConfig(items=_items, census=2000 if _items == 96 else 500),
                                           Recipe(steps=10, batch=_items, frame=16000))
+_blackbox = dict(smoke=(BlackBoxConfig(width=8, layers=2), Recipe(steps=20, batch=4, frame=1024, lr=3e-3, clip=1.0)),
+                 laptop=(BlackBoxConfig(), Recipe(steps=1500, batch=16, frame=1024, lr=3e-3, clip=1.0, ema=0.99)),
+                 paper=(BlackBoxConfig(width=128, layers=9), Recipe(steps=150_000, batch=32, frame=4096, lr=1e-3, clip=1.0, ema=0.999)))
+_pitch = dict(smoke=(PitchLockedConfig(settle=20), Recipe(steps=30, batch=2, frame=4000, lr=2e-2, gamma=0.25, clip=5.0)),
+              laptop=(PitchLockedConfig(), Recipe(steps=2400, batch=3, frame=16000, lr=2e-2, gamma=0.25, clip=5.0, ema=0.99)),
+              paper=(PitchLockedConfig(), Recipe(steps=24_000, batch=16, frame=16000, lr=1e-2, gamma=0.25, clip=5.0, ema=0.999)))
+for _name, _preset in PRESETS.items():
+    _preset["toy"] |= {"score-blackbox": _blackbox[_name], "score-pitch": _pitch[_name]}
 MODELS = {"flowavenet": FloWaveNet, "wavenet": WaveNet, "wavenet-released": WaveNet,
-          "flowavenet-conditional": FloWaveNet, "flowavenet-scratch": FloWaveNet, "wavetable": Wavetable}
+          "flowavenet-conditional": FloWaveNet, "flowavenet-scratch": FloWaveNet, "wavetable": Wavetable,
+          "score-blackbox": BlackBox, "score-pitch": PitchLocked}
 DATA = {"toy": toy.SOURCES}
 
 
@@ -86,15 +96,15 @@ def recipe_for(model:str, data:str="toy", preset=None, sigma=0., seed:int=0): # 
     preset = preset_name(preset)
     table = PRESETS[preset]
     config, recipe = table[_choose(data, table, "data set")][_choose(model, table[data], "model")]
-    if sigma and model in ("wavetable", "wavenet-released"):
-        raise ValueError(f"{model} is not trained for noisy waveforms; leave sigma out")
+    if sigma and model in ("wavetable", "wavenet-released", "score-blackbox", "score-pitch"):
+        raise ValueError(f"{model} is not trained for one noise level; leave sigma out")
     if sigma and recipe.noise:
         raise ValueError(f"{model} is one prior for all noise levels; leave sigma out, and give it to log_prob")
     if sigma and model != "flowavenet-scratch":
         recipe = replace(recipe, steps=FINE[preset], lr=recipe.lr / 2, ema=0.98 if recipe.ema else 0.0)
     return config, replace(recipe, noise=(sigma,) if sigma else recipe.noise, seed=recipe.seed + seed)
 
-# %% ../nbs/19_presets.ipynb #8115e5aa
+# %% ../nbs/19_presets.ipynb #05777cc1
 def weights_path(model:str, data:str, source:str, preset=None, sigma=0., seed:int=0): # -> Path
     "Where the weights of one prior live."
     name = f"{model}-{source}" + (f"-{sigma:g}" if sigma else "") + (f"-seed{seed}" if seed else "")
@@ -109,7 +119,7 @@ def provenance(): # -> dict
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores, {platform.machine()}"
     return dict(commit=git.stdout.strip() or "unknown", device=device, python=platform.python_version(), **packages)
 
-# %% ../nbs/19_presets.ipynb #3dd864ae
+# %% ../nbs/19_presets.ipynb #b703fb92
 def source_data(data:str, source:str, split:str, t:int): # -> map-style data set of (t,)
     "The waveforms of one source of one data set."
     _choose(source, DATA[_choose(data, DATA, "data set")], "source")
@@ -148,9 +158,11 @@ def train(model:str, data:str, source:str, preset=None, run=None, progress=True,
         history, dtype = prior.learned(items, progress), torch.float64  # a few numbers, of which every digit counts
         steps, final_loss = len(history), history[-1]["left"]
     else:
-        metrics = fit(prior, noisy_nll(recipe.noise), items, recipe, run=run or Path("runs") / preset / data / path.stem,
+        loss = denoising_loss if isinstance(prior, ScorePrior) else noisy_nll(recipe.noise)
+        metrics = fit(prior, loss, items, recipe, run=run or Path("runs") / preset / data / path.stem,
                       progress=progress, workers=workers)
-        steps, final_loss, dtype = recipe.steps, metrics.loss.iloc[-1], torch.float16
+        steps, final_loss = recipe.steps, metrics.loss.iloc[-1]
+        dtype = torch.float32 if model == "score-pitch" else torch.float16  # its edges need every digit
     save_weights(prior, path, dtype, preset=preset, data=data, source=source, recipe=asdict(recipe), steps=steps,
                  seconds=round(time.time() - start), final_loss=final_loss, **provenance())
     return path
@@ -190,7 +202,7 @@ def bank_for(model:str, data:str="toy", preset=None, sigma=0., seed:int=0): # ->
             train(model, data, source, preset, sigma=sigma, seed=seed)
     return load_bank(model, data, preset, sigma, seed)
 
-# %% ../nbs/19_presets.ipynb #f231b9d6
+# %% ../nbs/19_presets.ipynb #20555d46
 EXPERIMENTS = {}
 
 

@@ -6,7 +6,7 @@
 __all__ = ['LADDER', 'karras', 'levels', 'ScorePrior', 'ode_log_prob', 'random_lines', 'clutter', 'BlackBoxConfig', 'BlackBox',
            'denoising_loss', 'PitchLockedConfig', 'PitchNet', 'WaveNetwork', 'PitchLocked']
 
-# %% ../nbs/13_score.ipynb #ad6ab4f4
+# %% ../nbs/13_score.ipynb #ee7b98b1
 import math
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from .flowavenet import NoiseLevel
 from .training import Prior, check_batch
 from .wavenet import GatedStack
 
-# %% ../nbs/13_score.ipynb #b0695a29
+# %% ../nbs/13_score.ipynb #1146acaa
 def karras(n:int, # levels
            low:float, # the last one
            high:float, # the first one
@@ -36,7 +36,7 @@ def levels(x, # (b, t), for its batch and device
     "One noise level for each waveform, log-uniform from `low` to `high`."
     return low * (high / low) ** torch.rand(len(x), generator=generator, device=x.device)
 
-# %% ../nbs/13_score.ipynb #c8c9999b
+# %% ../nbs/13_score.ipynb #96e5f617
 class ScorePrior(Prior):
     "A denoiser is a prior. Subclasses give `_denoise(x, sigma)`, and a config with `low`, `high` and `data`."
 
@@ -72,7 +72,7 @@ class ScorePrior(Prior):
             x = x + (lower - sigma) * (slope + (there - self.denoise(there, lower)) / lower) / 2
         return self.denoise(x, self.config.low)
 
-# %% ../nbs/13_score.ipynb #0b93dc53
+# %% ../nbs/13_score.ipynb #870f69ad
 def _divergence(f, x, # (b, t)
                 probes): # (p, t) directions -> f(x), (b,) divergence
     "f(x) and the trace of its Jacobian, as the mean of v J v over the probes times their squared length over t."
@@ -106,7 +106,7 @@ def ode_log_prob(model, # a ScorePrior
     spread = top**2 + model.config.data**2
     return change[-1] - 0.5 * (end[-1].square() / spread + math.log(2 * math.pi * spread)).sum(1)
 
-# %% ../nbs/13_score.ipynb #24538619
+# %% ../nbs/13_score.ipynb #88e75f85
 def random_lines(x, # (b, t), for its shape
                  generator=None, groups:int=3, partials:int=12): # -> (b, t), mean square 1
     "Sums of sinusoids at random: up to three series of multiples, with random levels, gaps and phases."
@@ -132,7 +132,7 @@ def clutter(x, generator=None): # (b, t) -> (b, t), mean square 1
     white = torch.randn(x.shape, generator=generator, device=x.device)
     return (1 - share).sqrt() * white + share.sqrt() * random_lines(x, generator)
 
-# %% ../nbs/13_score.ipynb #0d4d2d5e
+# %% ../nbs/13_score.ipynb #d60e582d
 @dataclass(frozen=True)
 class BlackBoxConfig:
     "A denoiser without knowledge of pitch."
@@ -181,7 +181,7 @@ def denoising_loss(model, x, generator=None): # a ScorePrior, (b, t) -> scalar
     "The loss of a score prior, for `fit`."
     return model.loss(x, generator)
 
-# %% ../nbs/13_score.ipynb #69ea060d
+# %% ../nbs/13_score.ipynb #b1881c83
 @dataclass(frozen=True)
 class PitchLockedConfig:
     "A denoiser that first listens for the pitch."
@@ -238,7 +238,7 @@ class PitchNet(nn.Module):
         level = 0.25 * sigma.clamp_min(1e-4).log()[:, None, None].expand(*bins.shape, 1)
         return self.net(torch.cat([loud(size), shape.real, shape.imag, loud(between), beside.clamp_max(4), level], -1))[..., 0]
 
-# %% ../nbs/13_score.ipynb #18c3454b
+# %% ../nbs/13_score.ipynb #72b09412
 class WaveNetwork(nn.Module):
     "One cycle of a waveform, as a network of the phase: smooth, except where a learned knot lets it jump or bend."
     reach = 0.2  # cycles that a knot moves for one unit of its parameter
@@ -292,7 +292,7 @@ class WaveNetwork(nn.Module):
         slope = (value.gather(1, i) - v) / (grid.gather(1, i) - g).clamp_min(1e-12)
         return v + slope * (u - g), slope
 
-# %% ../nbs/13_score.ipynb #5c2c6235
+# %% ../nbs/13_score.ipynb #4dee0058
 LADDER = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)  # blur of the jumps while the phase is found
 
 
