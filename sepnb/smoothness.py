@@ -95,7 +95,7 @@ def bank_of(way:str, # one of WAYS
     return bank_for("flowavenet" if way == "told" else WAYS[way], "toy", preset, sigma, seed), None
 
 # %% ../nbs/21_smoothness.ipynb #50374b0f
-SIZES4 = {"smoke": (20, 1024), "laptop": (100, 2048), "paper": (1500, 16000)}  # items, samples of each
+SIZES4 = {"smoke": (20, 1024), "laptop": (60, 2048), "paper": (1500, 16000)}  # items, samples of each
 COLUMNS = ["way", "seed", "sigma", "quantity", "source", "prior", "value"]
 
 
@@ -137,7 +137,7 @@ def fig4_flowavenet(preset):
 @experiment("fig4-wavenet")
 def fig4_wavenet(preset):
     "Fig. 4, WaveNet: fine-tuned per level. A WaveNet costs several times a FloWaveNet: a share of the items."
-    return fig4(("WaveNet",), preset, 0.4)
+    return fig4(("WaveNet",), preset, 2 / 3)
 
 
 @experiment("fig4-oracle")
