@@ -6,7 +6,7 @@
 __all__ = ['LADDER', 'karras', 'levels', 'ScorePrior', 'ode_log_prob', 'random_lines', 'clutter', 'BlackBoxConfig', 'BlackBox',
            'denoising_loss', 'PitchLockedConfig', 'PitchNet', 'WaveNetwork', 'PitchLocked']
 
-# %% ../nbs/13_score.ipynb #ee7b98b1
+# %% ../nbs/13_score.ipynb #ada0cd44
 import math
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from .flowavenet import NoiseLevel
 from .training import Prior, check_batch
 from .wavenet import GatedStack
 
-# %% ../nbs/13_score.ipynb #1146acaa
+# %% ../nbs/13_score.ipynb #a3bec83b
 def karras(n:int, # levels
            low:float, # the last one
            high:float, # the first one
@@ -36,7 +36,7 @@ def levels(x, # (b, t), for its batch and device
     "One noise level for each waveform, log-uniform from `low` to `high`."
     return low * (high / low) ** torch.rand(len(x), generator=generator, device=x.device)
 
-# %% ../nbs/13_score.ipynb #96e5f617
+# %% ../nbs/13_score.ipynb #3f588571
 class ScorePrior(Prior):
     "A denoiser is a prior. Subclasses give `_denoise(x, sigma)`, and a config with `low`, `high` and `data`."
 
@@ -72,7 +72,7 @@ class ScorePrior(Prior):
             x = x + (lower - sigma) * (slope + (there - self.denoise(there, lower)) / lower) / 2
         return self.denoise(x, self.config.low)
 
-# %% ../nbs/13_score.ipynb #870f69ad
+# %% ../nbs/13_score.ipynb #482d60d8
 def _divergence(f, x, # (b, t)
                 probes): # (p, t) directions -> f(x), (b,) divergence
     "f(x) and the trace of its Jacobian, as the mean of v J v over the probes times their squared length over t."
@@ -86,7 +86,7 @@ def _divergence(f, x, # (b, t)
 def ode_log_prob(model, # a ScorePrior
                  x, # (b, t)
                  sigma:float, # level at which the density is asked for
-                 steps:int=64, # of the integration, evenly spaced in log sigma
+                 steps:int=32, # of the integration, four evaluations each, evenly spaced in log sigma
                  probes:int=1, # random directions for the trace; 0 computes it exactly, at t times the cost
                  generator=None): # -> (b,) nats
     "Log-density of noisy waveforms through the probability-flow ODE (Song et al. 2021, section 4.3)."
@@ -102,11 +102,11 @@ def ode_log_prob(model, # a ScorePrior
         d, rows = _divergence(lambda z: model.denoise(z, s.exp()), state[0], v)
         return state[0] - d, t - (rows.sum(0) if not probes else rows.mean(0))
 
-    end, change = odeint(flow, (x, x.new_zeros(len(x))), grid, method="midpoint")
+    end, change = odeint(flow, (x, x.new_zeros(len(x))), grid, method="rk4")
     spread = top**2 + model.config.data**2
     return change[-1] - 0.5 * (end[-1].square() / spread + math.log(2 * math.pi * spread)).sum(1)
 
-# %% ../nbs/13_score.ipynb #88e75f85
+# %% ../nbs/13_score.ipynb #53f2c85a
 def random_lines(x, # (b, t), for its shape
                  generator=None, groups:int=3, partials:int=12): # -> (b, t), mean square 1
     "Sums of sinusoids at random: up to three series of multiples, with random levels, gaps and phases."
@@ -132,7 +132,7 @@ def clutter(x, generator=None): # (b, t) -> (b, t), mean square 1
     white = torch.randn(x.shape, generator=generator, device=x.device)
     return (1 - share).sqrt() * white + share.sqrt() * random_lines(x, generator)
 
-# %% ../nbs/13_score.ipynb #d60e582d
+# %% ../nbs/13_score.ipynb #ad279fda
 @dataclass(frozen=True)
 class BlackBoxConfig:
     "A denoiser without knowledge of pitch."
@@ -181,7 +181,7 @@ def denoising_loss(model, x, generator=None): # a ScorePrior, (b, t) -> scalar
     "The loss of a score prior, for `fit`."
     return model.loss(x, generator)
 
-# %% ../nbs/13_score.ipynb #b1881c83
+# %% ../nbs/13_score.ipynb #c0d7ca77
 @dataclass(frozen=True)
 class PitchLockedConfig:
     "A denoiser that first listens for the pitch."
@@ -238,7 +238,7 @@ class PitchNet(nn.Module):
         level = 0.25 * sigma.clamp_min(1e-4).log()[:, None, None].expand(*bins.shape, 1)
         return self.net(torch.cat([loud(size), shape.real, shape.imag, loud(between), beside.clamp_max(4), level], -1))[..., 0]
 
-# %% ../nbs/13_score.ipynb #72b09412
+# %% ../nbs/13_score.ipynb #2d20d7d8
 class WaveNetwork(nn.Module):
     "One cycle of a waveform, as a network of the phase: smooth, except where a learned knot lets it jump or bend."
     reach = 0.2  # cycles that a knot moves for one unit of its parameter
@@ -292,12 +292,13 @@ class WaveNetwork(nn.Module):
         slope = (value.gather(1, i) - v) / (grid.gather(1, i) - g).clamp_min(1e-12)
         return v + slope * (u - g), slope
 
-# %% ../nbs/13_score.ipynb #4dee0058
+# %% ../nbs/13_score.ipynb #eb1fb679
 LADDER = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)  # blur of the jumps while the phase is found
 
 
 class PitchLocked(ScorePrior):
     "Pitch posterior, phase by Gauss-Newton through the wave network, EDM-style skip for what that leaves."
+    gated = True  # whether `denoise` answers with silence where nothing stands out of the noise
 
     def __init__(self, config=PitchLockedConfig()):
         super().__init__(config)
@@ -393,7 +394,16 @@ class PitchLocked(ScorePrior):
         # is there a line at all? what it explains, against the number of places where noise could look like one
         gain = (x.square() - left.square()).sum(1, keepdim=True) / (2 * s**2) - math.log(len(self.pitch.candidates(t)))
         rest = (2 * self.rest).exp()
-        return torch.sigmoid(gain.clamp(-30, 30)) * (y + rest / (rest + s**2) * left)
+        gate = torch.sigmoid(gain.clamp(-30, 30)) if self.gated else 1.0
+        return gate * (y + rest / (rest + s**2) * left)
+
+    def sample(self, n, t, generator=None, steps:int=40): # -> (n, t)
+        "As `ScorePrior.sample`, with the gate open: pure noise never gives evidence of a line, and would stay silent."
+        self.gated = False
+        try:
+            return super().sample(n, t, generator, steps)
+        finally:
+            self.gated = True
 
     def loss(self, x, generator=None, pool:int=512, far:int=1024, near:int=512):
         """Cross-entropy of the pitch, against the strongest line of the clean waveform; error of the wave network.
