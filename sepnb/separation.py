@@ -7,7 +7,7 @@ __all__ = ['COST', 'METHODS', 'ITEMS', 'ROWS', 'LABELS', 'KINDS', 'pursuit', 'de
            'dirac', 'projection', 'separate', 'separate_file', 'formula_bank', 'separate_toy', 'separation_table',
            'story', 'plot_story', 'readme_picture', 'separation_ablation', 'separation_beyond']
 
-# %% ../nbs/32_separation.ipynb #8e43ad5a
+# %% ../nbs/32_separation.ipynb #0e993dd3
 import itertools, math, time
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from .presets import LADDER, experiment, load_bank, result
 from .training import PriorBank, check_batch
 from .wavetable import WIDTHS, Search, Tables, Wavetable, refine, tree
 
-# %% ../nbs/32_separation.ipynb #daaaf583
+# %% ../nbs/32_separation.ipynb #d5dfa51c
 COST = 60.0  # nats of twice the log-likelihood that one more tone must gain: 3 ln t for its parameters, the rest for the search
 
 class _Pursuit:
@@ -131,7 +131,7 @@ def _check_mix(mixes):
         raise ValueError(f"the mix reaches {mixes.abs().max():.3g}; expected samples in [-1, 1], divide by the largest first")
     return mixes
 
-# %% ../nbs/32_separation.ipynb #df147e20
+# %% ../nbs/32_separation.ipynb #16006174
 def denoised(prior, x, sigma): # (b, t) -> (b, t)
     "What a prior makes of noisy waveforms: its `denoise`, or Tweedie's formula for a noise-conditional likelihood."
     if hasattr(prior, "denoise"):
@@ -185,7 +185,7 @@ def coordinate(mixes, # (b, t), the mean of the sources
             callback(sweep, sigma, s)
     return s
 
-# %% ../nbs/32_separation.ipynb #5cde0974
+# %% ../nbs/32_separation.ipynb #483a862a
 @torch.no_grad()
 def dirac(mixes, bank, sigmas, generator=None, callback=None): # -> (b, k, t) sources
     "Reverse diffusion under the Dirac constraint (multi-source diffusion models): the last source is N m minus the others."
@@ -216,7 +216,7 @@ def projection(mixes, bank, sigmas, generator=None, callback=None): # -> (b, k, 
             callback(step, a, x)
     return x
 
-# %% ../nbs/32_separation.ipynb #5deca555
+# %% ../nbs/32_separation.ipynb #e1495e89
 METHODS = ("pursuit", "coordinate", "projection", "dirac")
 
 def separate(mix, # (t,) or (channels, t) in [-1, 1]
@@ -297,7 +297,7 @@ def separate_file(path, # an audio file
     stems, share = separate(x, bank, rate=rate, **options)
     return [audio.save(out / f"{name}.wav", s.clamp(-1, 1), rate, "FLOAT") for name, s in zip(bank.names, stems)], share
 
-# %% ../nbs/32_separation.ipynb #0cc6c5c3
+# %% ../nbs/32_separation.ipynb #c1fc7f3f
 ITEMS = {"smoke": 2, "laptop": 1500, "paper": 1500}  # mixes; a method that takes long gets a share of them
 
 
@@ -327,7 +327,8 @@ ROWS = {
     "formulas": ("formulas", 10, 16000, _told(pursuit)),
     "pursuit": ("wavetable", 1, 16000, _told(pursuit)),
     "coordinate-wavetable": ("wavetable", 30, 16000, _told(coordinate, sigmas=falling(0.5, 1e-2, 4))),
-    "coordinate-pitch": ("score-pitch", 30, 16000, _told(coordinate, sigmas=falling(1, 1e-3, 6))),
+    "coordinate-pitch": ("score-pitch", 30, 16000, _told(coordinate, sigmas=falling(1, 2e-3, 7))),
+    "coordinate-blackbox": ("score-blackbox", 50, 1024, _told(coordinate, sigmas=falling(1, 0.02, 10))),
     "projection-wavetable": ("wavetable", 100, 16000, _told(projection, sigmas=falling(1, 1e-2, 12), generator=torch.Generator().manual_seed(0))),
     "dirac-wavetable": ("wavetable", 100, 16000, _told(dirac, sigmas=falling(1, 1e-2, 12), generator=torch.Generator().manual_seed(0))),
     "coordinate-flowavenet": ("flowavenet-conditional", 150, 1024, _told(coordinate, sigmas=falling(0.5, 5e-3, 30))),
@@ -365,7 +366,7 @@ def separate_toy(row:str, preset:str): # -> DataFrame, one row per item and sour
 for _row in ROWS:
     experiment(f"separation-toy-{_row}")(lambda preset, row=_row: separate_toy(row, preset))
 
-# %% ../nbs/32_separation.ipynb #ca0a547c
+# %% ../nbs/32_separation.ipynb #508a2494
 LABELS = {"mix": "the mix itself", "mask": "ideal ratio mask, an oracle", "formulas": "pursuit with the true formulas, an oracle",
           "pursuit": "pursuit, wavetables", "coordinate": "coordinate denoising", "projection": "projected diffusion", "dirac": "Dirac diffusion"}
 KINDS = {"wavetable": "wavetables", "flowavenet": "conditional FloWaveNets", "pitch": "pitch-locked score networks", "blackbox": "black-box score networks"}
@@ -383,7 +384,7 @@ def separation_table(rows=None, preset=None): # -> DataFrame
                       "samples": info["samples"], "preset": info["preset"]})
     return pd.DataFrame(table).set_index("method, prior").round(dict(mean=1, median=1, worst=1, **{"above 10 dB (%)": 2, "CPU s per mix": 2, "slowest (s)": 2}))
 
-# %% ../nbs/32_separation.ipynb #60273400
+# %% ../nbs/32_separation.ipynb #d2e78555
 def story(item:int=9, quick:bool=False): # -> sources (1, 4, t), Langevin's estimate (1, 4, t), the pursuit's (1, 4, t)
     "One mix, separated the paper's way (annealed Langevin dynamics over conditional FloWaveNets, a quarter of a second) and by pursuit."
     data = toy.ToyData("test", t=512 if quick else 4096)
@@ -418,7 +419,7 @@ def readme_picture(path):
     fig = plot_story(*story())
     fig.savefig(path, dpi=110)
 
-# %% ../nbs/32_separation.ipynb #a873ae6d
+# %% ../nbs/32_separation.ipynb #307ba77d
 def _ablation(bank):
     n = len(bank.names)
     loud = sorted(range(n), key=lambda k: -loudness(bank.priors[k]))
@@ -446,7 +447,7 @@ def separation_ablation(preset): # -> DataFrame, one row per setting, item and s
     frame.attrs.update(data="toy test set, generated", items=n, samples=16000)
     return frame
 
-# %% ../nbs/32_separation.ipynb #6a57ebf3
+# %% ../nbs/32_separation.ipynb #154874f6
 def _beyond(n):
     "Name -> (sources (n, 4, t), mixes (n, t), rate): the test items with one assumption broken."
     data = toy.ToyData("test")

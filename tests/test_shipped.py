@@ -43,6 +43,16 @@ def test_readme_numbers_are_the_stored_ones():
         line = next(line for line in readme.splitlines() if f"reproduce {name}`" in line)
         assert f"{100 * accuracy(cross):.1f} % named right" in line and f"AUROC {auroc(cross).min():.3f} to {auroc(cross).max():.3f}" in line
         assert f"{info['items']} test mixes" in line and f"{info['seconds'] / 60:.0f} min" in line
+    for name in ("pursuit", "formulas"):
+        frame, info = presets.result(f"separation-toy-{name}", "laptop")
+        line = next(line for line in readme.splitlines() if f"reproduce separation-toy-{name}`" in line)
+        gain = frame.si_sdri
+        assert f"mean {gain.mean():.1f}, median {gain.median():.1f}, worst {gain.min():.1f} dB" in line and f"{info['items']} test mixes" in line
+    frame, info = presets.result("separation-toy-pursuit", "laptop")
+    assert f"mean {frame.si_sdri.mean():.1f} dB" in readme and f"{100 * (frame.si_sdri > 10).mean():.2f} % of the sources above 10 dB" in readme
+    fig4, _ = presets.result("fig4-flowavenet", "laptop")
+    right = fig4[(fig4.quantity == "accuracy") & (fig4.way == "fine-tuned") & (fig4.sigma == 0.359)].value.mean()
+    assert f"at 0.359: {100 * right:.1f} %" in readme
     speed, _ = presets.result("speed-wavenet", "laptop")
     fast = speed.set_index("method").samples_per_second["fast"]
     assert f"{fast:.0f} samples/s" in readme
