@@ -7,7 +7,7 @@ __all__ = ['COST', 'METHODS', 'ITEMS', 'ROWS', 'LABELS', 'KINDS', 'pursuit', 'de
            'dirac', 'projection', 'separate', 'separate_file', 'formula_bank', 'separate_toy', 'separation_table',
            'story', 'plot_story', 'readme_picture', 'separation_ablation', 'separation_beyond']
 
-# %% ../nbs/32_separation.ipynb #a74de142
+# %% ../nbs/32_separation.ipynb #e7c45f29
 import itertools, math, time
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from . import audio, toy
 from .evaluation import ideal_ratio_mask, si_sdr_improvement
 from .langevin import langevin
 from .presets import LADDER, experiment, load_bank, result
+from .score import PitchLocked
 from .training import PriorBank, check_batch
 from .wavetable import WIDTHS, Search, Tables, Wavetable, refine, tree
 
-# %% ../nbs/32_separation.ipynb #baf858ab
+# %% ../nbs/32_separation.ipynb #208a8450
 COST = 60.0  # nats of twice the log-likelihood that one more tone must gain: 3 ln t for its parameters, the rest for the search
 
 class _Pursuit:
@@ -131,7 +132,7 @@ def _check_mix(mixes):
         raise ValueError(f"the mix reaches {mixes.abs().max():.3g}; expected samples in [-1, 1], divide by the largest first")
     return mixes
 
-# %% ../nbs/32_separation.ipynb #56057ce1
+# %% ../nbs/32_separation.ipynb #e02f7778
 def denoised(prior, x, sigma): # (b, t) -> (b, t)
     "What a prior makes of noisy waveforms: its `denoise`, or Tweedie's formula for a noise-conditional likelihood."
     if hasattr(prior, "denoise"):
@@ -142,8 +143,11 @@ def denoised(prior, x, sigma): # (b, t) -> (b, t)
     return (x + sigma**2 * gradient).detach()
 
 
-def loudness(prior, t=4096): # -> root mean square
-    "How loud the sources of a prior are: of its own samples, or of its wavetable."
+def loudness(prior, t=1024): # -> root mean square
+    "How loud the sources of a prior are, from one cycle where it has learned one, else from samples drawn from it."
+    if isinstance(prior, PitchLocked):
+        _, cycle = prior.wave.table(torch.tensor([1e-3]))[:2]
+        return (prior.loud[0].abs() * cycle.square().mean().sqrt()).item()
     if isinstance(prior, Wavetable):
         return math.sqrt(2 * (np.abs(Tables([prior.table]).harmonics(64)) ** 2).sum()) * prior.quantiles[1, 50].item()
     level = dict(sigma=0.01) if getattr(getattr(prior, "config", None), "noise_conditional", False) else {}
@@ -185,7 +189,7 @@ def coordinate(mixes, # (b, t), the mean of the sources
             callback(sweep, sigma, s)
     return s
 
-# %% ../nbs/32_separation.ipynb #c111b1e4
+# %% ../nbs/32_separation.ipynb #3fd46b26
 @torch.no_grad()
 def dirac(mixes, bank, sigmas, generator=None, callback=None): # -> (b, k, t) sources
     "Reverse diffusion under the Dirac constraint (multi-source diffusion models): the last source is N m minus the others."
@@ -216,7 +220,7 @@ def projection(mixes, bank, sigmas, generator=None, callback=None): # -> (b, k, 
             callback(step, a, x)
     return x
 
-# %% ../nbs/32_separation.ipynb #9c0edde4
+# %% ../nbs/32_separation.ipynb #d828dac8
 METHODS = ("pursuit", "coordinate", "projection", "dirac")
 
 def separate(mix, # (t,) or (channels, t) in [-1, 1]
@@ -297,7 +301,7 @@ def separate_file(path, # an audio file
     stems, share = separate(x, bank, rate=rate, **options)
     return [audio.save(out / f"{name}.wav", s.clamp(-1, 1), rate, "FLOAT") for name, s in zip(bank.names, stems)], share
 
-# %% ../nbs/32_separation.ipynb #8f83a080
+# %% ../nbs/32_separation.ipynb #e44fd30e
 ITEMS = {"smoke": 2, "laptop": 1500, "paper": 1500}  # mixes; a method that takes long gets a share of them
 
 
@@ -327,7 +331,7 @@ ROWS = {
     "formulas": ("formulas", 10, 16000, _told(pursuit)),
     "pursuit": ("wavetable", 1, 16000, _told(pursuit)),
     "coordinate-wavetable": ("wavetable", 30, 16000, _told(coordinate, sigmas=falling(0.5, 1e-2, 4))),
-    "coordinate-pitch": ("score-pitch", 30, 16000, _told(coordinate, sigmas=falling(1, 2e-3, 7))),
+    "coordinate-pitch": ("score-pitch", 50, 16000, _told(coordinate, sigmas=falling(1, 2e-3, 7))),
     "coordinate-blackbox": ("score-blackbox", 50, 1024, _told(coordinate, sigmas=falling(1, 0.02, 10))),
     "projection-wavetable": ("wavetable", 100, 16000, _told(projection, sigmas=falling(1, 1e-2, 12), generator=torch.Generator().manual_seed(0))),
     "dirac-wavetable": ("wavetable", 100, 16000, _told(dirac, sigmas=falling(1, 1e-2, 12), generator=torch.Generator().manual_seed(0))),
@@ -366,7 +370,7 @@ def separate_toy(row:str, preset:str): # -> DataFrame, one row per item and sour
 for _row in ROWS:
     experiment(f"separation-toy-{_row}")(lambda preset, row=_row: separate_toy(row, preset))
 
-# %% ../nbs/32_separation.ipynb #8f482f25
+# %% ../nbs/32_separation.ipynb #569c487e
 LABELS = {"mix": "the mix itself", "mask": "ideal ratio mask, an oracle", "formulas": "pursuit with the true formulas, an oracle",
           "pursuit": "pursuit, wavetables", "coordinate": "coordinate denoising", "projection": "projected diffusion", "dirac": "Dirac diffusion"}
 KINDS = {"wavetable": "wavetables", "flowavenet": "conditional FloWaveNets", "pitch": "pitch-locked score networks", "blackbox": "black-box score networks"}
@@ -384,7 +388,7 @@ def separation_table(rows=None, preset=None): # -> DataFrame
                       "samples": info["samples"], "preset": info["preset"]})
     return pd.DataFrame(table).set_index("method, prior").round(dict(mean=1, median=1, worst=1, **{"above 10 dB (%)": 2, "CPU s per mix": 2, "slowest (s)": 2}))
 
-# %% ../nbs/32_separation.ipynb #b451dbfd
+# %% ../nbs/32_separation.ipynb #aa896353
 def story(item:int=9, quick:bool=False): # -> sources (1, 4, t), Langevin's estimate (1, 4, t), the pursuit's (1, 4, t)
     "One mix, separated the paper's way (annealed Langevin dynamics over conditional FloWaveNets, a quarter of a second) and by pursuit."
     data = toy.ToyData("test", t=512 if quick else 4096)
@@ -419,7 +423,7 @@ def readme_picture(path):
     fig = plot_story(*story())
     fig.savefig(path, dpi=110)
 
-# %% ../nbs/32_separation.ipynb #94a95851
+# %% ../nbs/32_separation.ipynb #95fcef7e
 def _ablation(bank):
     n = len(bank.names)
     loud = sorted(range(n), key=lambda k: -loudness(bank.priors[k]))
@@ -447,7 +451,7 @@ def separation_ablation(preset): # -> DataFrame, one row per setting, item and s
     frame.attrs.update(data="toy test set, generated", items=n, samples=16000)
     return frame
 
-# %% ../nbs/32_separation.ipynb #61ac5aa9
+# %% ../nbs/32_separation.ipynb #5a786c10
 def _beyond(n):
     "Name -> (sources (n, 4, t), mixes (n, t), rate): the test items with one assumption broken."
     data = toy.ToyData("test")
