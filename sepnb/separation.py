@@ -7,7 +7,7 @@ __all__ = ['COST', 'METHODS', 'ITEMS', 'ROWS', 'LABELS', 'KINDS', 'pursuit', 'de
            'dirac', 'projection', 'separate', 'separate_file', 'formula_bank', 'separate_toy', 'separation_table',
            'story', 'plot_story', 'readme_picture', 'separation_ablation', 'separation_beyond']
 
-# %% ../nbs/32_separation.ipynb #e7c45f29
+# %% ../nbs/32_separation.ipynb #ea272dba
 import itertools, math, time
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from .score import PitchLocked
 from .training import PriorBank, check_batch
 from .wavetable import WIDTHS, Search, Tables, Wavetable, refine, tree
 
-# %% ../nbs/32_separation.ipynb #208a8450
+# %% ../nbs/32_separation.ipynb #afae0fa2
 COST = 60.0  # nats of twice the log-likelihood that one more tone must gain: 3 ln t for its parameters, the rest for the search
 
 class _Pursuit:
@@ -132,7 +132,7 @@ def _check_mix(mixes):
         raise ValueError(f"the mix reaches {mixes.abs().max():.3g}; expected samples in [-1, 1], divide by the largest first")
     return mixes
 
-# %% ../nbs/32_separation.ipynb #e02f7778
+# %% ../nbs/32_separation.ipynb #8ec0c54e
 def denoised(prior, x, sigma): # (b, t) -> (b, t)
     "What a prior makes of noisy waveforms: its `denoise`, or Tweedie's formula for a noise-conditional likelihood."
     if hasattr(prior, "denoise"):
@@ -189,7 +189,7 @@ def coordinate(mixes, # (b, t), the mean of the sources
             callback(sweep, sigma, s)
     return s
 
-# %% ../nbs/32_separation.ipynb #3fd46b26
+# %% ../nbs/32_separation.ipynb #fd4c042d
 @torch.no_grad()
 def dirac(mixes, bank, sigmas, generator=None, callback=None): # -> (b, k, t) sources
     "Reverse diffusion under the Dirac constraint (multi-source diffusion models): the last source is N m minus the others."
@@ -220,7 +220,7 @@ def projection(mixes, bank, sigmas, generator=None, callback=None): # -> (b, k, 
             callback(step, a, x)
     return x
 
-# %% ../nbs/32_separation.ipynb #d828dac8
+# %% ../nbs/32_separation.ipynb #153a5701
 METHODS = ("pursuit", "coordinate", "projection", "dirac")
 
 def separate(mix, # (t,) or (channels, t) in [-1, 1]
@@ -301,7 +301,7 @@ def separate_file(path, # an audio file
     stems, share = separate(x, bank, rate=rate, **options)
     return [audio.save(out / f"{name}.wav", s.clamp(-1, 1), rate, "FLOAT") for name, s in zip(bank.names, stems)], share
 
-# %% ../nbs/32_separation.ipynb #e44fd30e
+# %% ../nbs/32_separation.ipynb #c9ab6aba
 ITEMS = {"smoke": 2, "laptop": 1500, "paper": 1500}  # mixes; a method that takes long gets a share of them
 
 
@@ -370,7 +370,7 @@ def separate_toy(row:str, preset:str): # -> DataFrame, one row per item and sour
 for _row in ROWS:
     experiment(f"separation-toy-{_row}")(lambda preset, row=_row: separate_toy(row, preset))
 
-# %% ../nbs/32_separation.ipynb #569c487e
+# %% ../nbs/32_separation.ipynb #c638b206
 LABELS = {"mix": "the mix itself", "mask": "ideal ratio mask, an oracle", "formulas": "pursuit with the true formulas, an oracle",
           "pursuit": "pursuit, wavetables", "coordinate": "coordinate denoising", "projection": "projected diffusion", "dirac": "Dirac diffusion"}
 KINDS = {"wavetable": "wavetables", "flowavenet": "conditional FloWaveNets", "pitch": "pitch-locked score networks", "blackbox": "black-box score networks"}
@@ -388,7 +388,7 @@ def separation_table(rows=None, preset=None): # -> DataFrame
                       "samples": info["samples"], "preset": info["preset"]})
     return pd.DataFrame(table).set_index("method, prior").round(dict(mean=1, median=1, worst=1, **{"above 10 dB (%)": 2, "CPU s per mix": 2, "slowest (s)": 2}))
 
-# %% ../nbs/32_separation.ipynb #aa896353
+# %% ../nbs/32_separation.ipynb #f042d8cb
 def story(item:int=9, quick:bool=False): # -> sources (1, 4, t), Langevin's estimate (1, 4, t), the pursuit's (1, 4, t)
     "One mix, separated the paper's way (annealed Langevin dynamics over conditional FloWaveNets, a quarter of a second) and by pursuit."
     data = toy.ToyData("test", t=512 if quick else 4096)
@@ -423,7 +423,7 @@ def readme_picture(path):
     fig = plot_story(*story())
     fig.savefig(path, dpi=110)
 
-# %% ../nbs/32_separation.ipynb #95fcef7e
+# %% ../nbs/32_separation.ipynb #8e94576b
 def _ablation(bank):
     n = len(bank.names)
     loud = sorted(range(n), key=lambda k: -loudness(bank.priors[k]))
@@ -451,7 +451,7 @@ def separation_ablation(preset): # -> DataFrame, one row per setting, item and s
     frame.attrs.update(data="toy test set, generated", items=n, samples=16000)
     return frame
 
-# %% ../nbs/32_separation.ipynb #5a786c10
+# %% ../nbs/32_separation.ipynb #13f5e1ee
 def _beyond(n):
     "Name -> (sources (n, 4, t), mixes (n, t), rate): the test items with one assumption broken."
     data = toy.ToyData("test")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WIDTHS', 'positions', 'Tables', 'refine', 'tree', 'WavetableConfig', 'strongest_line', 'learn', 'Wavetable', 'Search']
 
-# %% ../nbs/16_wavetable.ipynb #01c1c577
+# %% ../nbs/16_wavetable.ipynb #3ddf4fc6
 import math
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .training import Prior, check_batch
 
-# %% ../nbs/16_wavetable.ipynb #2ad5844a
+# %% ../nbs/16_wavetable.ipynb #cadd7db5
 def _jit(f):
     "Compiled by numba, with a cache on disk where there is a place for one."
     try:
@@ -90,7 +90,7 @@ def _error(x, s, theta, edges, coef, cell, jump_at, jump_by, jumps, h): # -> r'r
         e += r * r
     return e
 
-# %% ../nbs/16_wavetable.ipynb #1c917266
+# %% ../nbs/16_wavetable.ipynb #dab35a34
 def positions(t): # -> (t,) sample positions, 0 in the middle: there frequency and phase do not depend on each other
     return np.arange(t) - 0.5 * (t - 1)
 
@@ -142,7 +142,7 @@ class Tables:
         w = _render(u, np.tile([1.0, 0.0, 1.0], (len(self.cell), 1)), *self._args(0.0))
         return np.fft.fft(w)[:, 1 : n + 1] / 8192 * np.exp(-1j * np.pi * np.arange(1, n + 1) / 8192)
 
-# %% ../nbs/16_wavetable.ipynb #4cc2aba0
+# %% ../nbs/16_wavetable.ipynb #dba283e0
 WIDTHS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)  # half-widths of the widened jumps, cycles
 _FEW = 2048  # samples that suffice while jumps are widened by a hundredth of a cycle or more
 
@@ -185,7 +185,7 @@ def refine(x, # (t,) float64
             break
     return best, least / energy
 
-# %% ../nbs/16_wavetable.ipynb #f2b76d21
+# %% ../nbs/16_wavetable.ipynb #d3b5aec3
 def _legendre(v): # (n,) -> (n, 4)
     return np.stack([np.ones_like(v), v, 1.5 * v * v - 0.5, 2.5 * v**3 - 1.5 * v], -1)
 
@@ -255,7 +255,7 @@ def tree(u, y, # (n,) positions in the cycle, [0, 1), and values there
     powers = np.stack([c[:, 0] - 0.5 * c[:, 2], c[:, 1] - 1.5 * c[:, 3], 1.5 * c[:, 2], 2.5 * c[:, 3]], 1)
     return np.array([p[3] for p in parts] + [1.0]), powers
 
-# %% ../nbs/16_wavetable.ipynb #983425e8
+# %% ../nbs/16_wavetable.ipynb #40a414f5
 @dataclass(frozen=True)
 class WavetableConfig:
     "How a wavetable is learned."
@@ -314,7 +314,7 @@ def learn(data, # data.batch(indices) -> (b, t): recordings of one class
     quantiles = np.quantile(np.stack([np.concatenate(f), level]), np.linspace(0, 1, 101), axis=1).T
     return table, quantiles, history
 
-# %% ../nbs/16_wavetable.ipynb #77a22e0a
+# %% ../nbs/16_wavetable.ipynb #1c3ac820
 class Wavetable(Prior):
     "A prior over steady periodic tones: one learned cycle, and quantiles of pitch and level."
 
@@ -372,7 +372,7 @@ class Wavetable(Prior):
         theta = np.stack([f / self.config.rate, r[:, 2], a], 1)
         return torch.from_numpy(Tables([self.table] * n).render(theta, t)).float()
 
-# %% ../nbs/16_wavetable.ipynb #27ade32e
+# %% ../nbs/16_wavetable.ipynb #b46a33a0
 class Search:
     "Finds the tones that explain most of a waveform, over all classes, pitches and phases of a grid."
 
