@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['BASIN', 'SIZES', 'DOWN', 'ETA', 'SGLD_ETA', 'METHODS', 'RULES', 'posterior_step', 'eq3_step', 'algorithm1_step',
-           'prior_gradient', 'grad_log_prob', 'check_schedule', 'langevin', 'soft_wavenet', 'SoftWaveNet',
-           'soft_ladder', 'Trace', 'sweep', 'basin', 'basin_width', 'reach', 'langevin_basin', 'priors_for',
-           'final_table', 'failure', 'homes', 'runs', 'langevin_table', 'langevin_trace', 'langevin_fixed_point']
+           'log_prob_gradient', 'prior_gradient', 'grad_log_prob', 'check_schedule', 'check_mix', 'langevin',
+           'soft_wavenet', 'SoftWaveNet', 'soft_ladder', 'Trace', 'sweep', 'basin', 'basin_width', 'basin_widths',
+           'reach', 'langevin_basin', 'priors_for', 'final_table', 'failure', 'homes', 'runs', 'langevin_table',
+           'langevin_trace', 'langevin_fixed_point']
 
-# %% ../nbs/30_langevin.ipynb #da976bbb
+# %% ../nbs/30_langevin.ipynb #521fab18
 import math
 from functools import lru_cache
 
@@ -26,7 +27,7 @@ from .quantize import mulaw_decode
 from .toy import RANGES, SOURCES, ToyData, mix as mix_of, waveform
 from .training import Prior, PriorBank, check_batch, noisy
 
-# %% ../nbs/30_langevin.ipynb #57f72a0a
+# %% ../nbs/30_langevin.ipynb #3bae61e3
 def posterior_step(prior, residual, k, eta, gamma, noise): # -> (b, k, t) displacement
     "A Langevin step; `prior` and `noise` are (b, k, t), `residual` is the mix minus the mean estimate (b, t)."
     return eta * (prior + residual[:, None] / (k * gamma**2)) + math.sqrt(2 * eta) * noise
@@ -41,7 +42,17 @@ def algorithm1_step(prior, residual, k, eta, gamma, noise): # -> (b, k, t)
     "Algorithm 1 as printed: the mixture residual is subtracted, without 1/N, and the noise is 2 sqrt(eta)."
     return eta * (prior - residual[:, None] / gamma**2) + 2 * math.sqrt(eta) * noise
 
-# %% ../nbs/30_langevin.ipynb #81f60ed0
+# %% ../nbs/30_langevin.ipynb #c764fcd5
+def log_prob_gradient(prior, # of a likelihood
+                      x, # (b, t)
+                      sigma=None): # noise level, for priors that are told it -> gradient (b, t), log-prior (b,) in nats
+    "Gradient of one log-prior with respect to its samples, and the log-prior itself."
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = prior.log_prob(x, sigma if getattr(prior.config, "noise_conditional", False) else None)
+        return torch.autograd.grad(value.sum(), x)[0], value.detach()
+
+
 def prior_gradient(bank, # a PriorBank
                    sources, # (b, k, t)
                    sigma=None): # noise level -> gradient (b, k, t), log-prior (b, k) in nats, NaN for a score model
@@ -50,13 +61,9 @@ def prior_gradient(bank, # a PriorBank
     gradients, values = [], []
     for k, prior in enumerate(bank.priors):
         x = sources[:, k].detach()
-        if hasattr(prior, "score"):
-            gradients.append(prior.score(x, sigma)), values.append(x.new_full((len(x),), math.nan))
-            continue
-        with torch.enable_grad():
-            x.requires_grad_()
-            value = prior.log_prob(x, sigma if getattr(prior.config, "noise_conditional", False) else None)
-            gradients.append(torch.autograd.grad(value.sum(), x)[0]), values.append(value.detach())
+        scored = hasattr(prior, "score")
+        gradient, value = (prior.score(x, sigma), x.new_full((len(x),), math.nan)) if scored else log_prob_gradient(prior, x, sigma)
+        gradients.append(gradient), values.append(value)
     return torch.stack(gradients, 1), torch.stack(values, 1)
 
 
@@ -66,7 +73,7 @@ def grad_log_prob(bank, # a PriorBank: of flows, of relaxed WaveNets, or of scor
     "Gradient of every source's log-prior with respect to its samples."
     return prior_gradient(bank, sources, sigma)[0]
 
-# %% ../nbs/30_langevin.ipynb #2b0ee28c
+# %% ../nbs/30_langevin.ipynb #51fe90ea
 def check_schedule(sigmas): # -> tuple of floats
     "Raises ValueError unless the noise levels are positive, finite and falling."
     sigmas = tuple(float(s) for s in (sigmas if np.ndim(sigmas) else (sigmas,)))
@@ -77,9 +84,16 @@ def check_schedule(sigmas): # -> tuple of floats
     return sigmas
 
 
-def _check_mix(mix, start, k):
-    "Raises ValueError unless the mix can be separated from this start."
+def check_mix(mix): # (b, t) -> the same
+    "Raises ValueError unless a sampler can take these mixes: finite, and in [-1, 1]."
     check_batch(mix)
+    if mix.abs().max() > 1 + 1e-6:
+        raise ValueError(f"the mix reaches {mix.abs().max():.3g}; expected samples in [-1, 1], divide by the largest first")
+    return mix
+
+
+def _check_start(mix, start, k):
+    "Raises ValueError unless a chain can run from this start."
     if (mix.square().mean(-1) <= SILENCE**2).any():
         raise ValueError("a mix is silent: there is nothing to separate; leave it out")
     if start is not None and tuple(start.shape) != (len(mix), k, mix.shape[1]):
@@ -87,7 +101,7 @@ def _check_mix(mix, start, k):
     if start is not None and not torch.isfinite(start).all():
         raise ValueError("the start contains NaN or infinite samples")
 
-# %% ../nbs/30_langevin.ipynb #91c43d60
+# %% ../nbs/30_langevin.ipynb #6ffd3d6d
 @torch.no_grad()
 def langevin(mix, # (b, t), the mean of the sources
              bank, # a PriorBank, or a dict of noise level -> PriorBank
@@ -111,7 +125,7 @@ def langevin(mix, # (b, t), the mean of the sources
         raise ValueError(f"no priors for the noise levels {missing}; there are some for {sorted(bank)}")
     at = (lambda sigma: bank[sigma]) if isinstance(bank, dict) else (lambda sigma: bank)
     k = len(at(sigmas[0]).names)
-    _check_mix(mix, start, k)
+    _check_start(check_mix(mix), start, k)
     noise = lambda f: f(len(mix), k, mix.shape[1], generator=generator, device=mix.device, dtype=mix.dtype)
     x = 2 * noise(torch.rand) - 1 if start is None else start.clone()
     held, total = torch.zeros(len(mix), dtype=torch.bool, device=mix.device), len(sigmas) * steps
@@ -128,7 +142,7 @@ def langevin(mix, # (b, t), the mean of the sources
         x = torch.where(held[:, None, None], x, new)
     return x
 
-# %% ../nbs/30_langevin.ipynb #1a0b22e2
+# %% ../nbs/30_langevin.ipynb #8dbb1f31
 def soft_wavenet(prior, # a WaveNet without conditioning
                  x, # (b, t) waveforms
                  width=None): # of the Gaussian over codes, in amplitude; None interpolates -> (b,) nats
@@ -172,7 +186,7 @@ class SoftWaveNet(Prior):
     def log_prob(self, x, sigma=None): # (b, t) -> (b,)
         return soft_wavenet(self.prior, x, self.width)
 
-# %% ../nbs/30_langevin.ipynb #9d71df6f
+# %% ../nbs/30_langevin.ipynb #ea16781e
 def soft_ladder(preset=None, sigmas=LADDER, data="toy"): # -> {sigma: PriorBank}, levels with fine-tuned weights
     """Relaxed WaveNets for every noise level.
 
@@ -188,7 +202,7 @@ def soft_ladder(preset=None, sigmas=LADDER, data="toy"): # -> {sigma: PriorBank}
         tuned += [sigma] * own
     return banks, tuned
 
-# %% ../nbs/30_langevin.ipynb #5a4e8610
+# %% ../nbs/30_langevin.ipynb #a840859a
 class Trace:
     "A callback for `langevin` that keeps what happened: one row per step, item and source, and some of the waveforms."
 
@@ -218,7 +232,7 @@ class Trace:
             out.append(pd.DataFrame(dict(item=np.repeat(range(b), k), source=list(self.names) * b, **rows)))
         return pd.concat(out, ignore_index=True)
 
-# %% ../nbs/30_langevin.ipynb #9d6cb7fe
+# %% ../nbs/30_langevin.ipynb #5eec145f
 def sweep(params, # f, a, phi of one item, as from `ToyData.params`
           k:int, # which source
           frequencies, # Hz
@@ -253,7 +267,7 @@ def basin(bank, # a PriorBank
     columns = dict(log_prior=log_prior, log_mix=log_mix, log_posterior=log_prior + log_mix)
     return pd.DataFrame(dict(frequency=np.asarray(frequencies, float), **{n: v.numpy() for n, v in columns.items()}))
 
-# %% ../nbs/30_langevin.ipynb #a728c8cf
+# %% ../nbs/30_langevin.ipynb #e36f22c8
 def basin_width(frame, # of `basin`
                 f0:float, # the true frequency, Hz
                 column="log_posterior"): # -> (low, high) Hz, equal where the truth is no peak
@@ -269,6 +283,13 @@ def basin_width(frame, # of `basin`
     return float(f[low[-1]] if len(low) else f[0]), float(f[high[0]] if len(high) else f[-1])
 
 
+def basin_widths(frame): # of "langevin-basin" -> Series by sigma, Hz
+    "How wide the basin of the true frequency is at every noise level, the mean over the sources."
+    parts = frame.groupby(["sigma", "source"])
+    width = parts[frame.columns.tolist()].apply(lambda part: np.subtract(*basin_width(part, part.true.iloc[0])[::-1]))
+    return width.groupby("sigma").mean()
+
+
 def reach(params, k:int, # f, a, phi of one item; which source
           eta:float, # step size
           t:int=1024): # samples -> Hz, deviation
@@ -277,10 +298,18 @@ def reach(params, k:int, # f, a, phi of one item; which source
     slope = (sweep(params, k, [f + 0.5, f - 0.5], t) * torch.tensor([[1.0], [-1.0]])).sum(0)  # per Hz
     return math.sqrt(2 * eta) / slope.norm().item()
 
-# %% ../nbs/30_langevin.ipynb #068275df
+# %% ../nbs/30_langevin.ipynb #7585a1d5
 BASIN = {"smoke": dict(item=3, t=256, coarse=25, fine=9, sources=2),
          "laptop": dict(item=3, t=1024, coarse=160, fine=81, sources=4),
          "paper": dict(item=3, t=16000, coarse=4000, fine=401, sources=4)}
+
+
+def _stored(frame, digits=5, **info): # -> DataFrame
+    "A result as it is stored: digits that mean something, and where it came from."
+    numbers = frame.select_dtypes("float").columns
+    frame[numbers] = frame[numbers].map(lambda v: float(f"{v:.{digits}g}"))
+    frame.attrs.update(data="toy test set, generated", **info)
+    return frame
 
 
 @experiment("langevin-basin")
@@ -297,13 +326,9 @@ def langevin_basin(preset):
             frame = basin(bank, params, k, grid, sigma, t=t)
             hz = reach(params, k, 0.2 * max(sigma, 0.01) ** 2, t)  # the step size of the runs below
             parts.append(frame.assign(sigma=sigma, source=SOURCES[k], true=f0, reach=hz))
-    frame = pd.concat(parts, ignore_index=True)
-    numbers = frame.columns.drop(["source"])
-    frame[numbers] = frame[numbers].map(lambda v: float(f"{v:.8g}"))
-    frame.attrs.update(data="toy test set, generated", model="flowavenet, fine-tuned at each level", **size)
-    return frame
+    return _stored(pd.concat(parts, ignore_index=True), 8, model="flowavenet, fine-tuned at each level", **size)
 
-# %% ../nbs/30_langevin.ipynb #ab334d2f
+# %% ../nbs/30_langevin.ipynb #a0da6664
 SIZES = {"smoke": dict(t=256, items=1, steps=2, long_steps=3, wavenet_steps=1),
          "laptop": dict(t=1024, items=2, steps=20, long_steps=100, wavenet_steps=10),
          "paper": dict(t=16000, items=50, steps=100, long_steps=1000, wavenet_steps=100)}  # steps at each level
@@ -327,7 +352,7 @@ def priors_for(kind:str, preset=None): # -> PriorBank or {sigma: PriorBank}, lev
         return {s: bank_for("flowavenet", "toy", preset, s) for s in LADDER}, list(LADDER)
     return bank_for("flowavenet-conditional" if kind == "told" else "flowavenet", "toy", preset), []
 
-# %% ../nbs/30_langevin.ipynb #ed9eb302
+# %% ../nbs/30_langevin.ipynb #0af36811
 def final_table(est, truth, bank, sigma, trace, held, generator=None): # -> DataFrame, one row per item and source
     """Scores of the last state: SI-SDR and its improvement in the fixed and in the best order, residual, prior's share.
 
@@ -348,7 +373,7 @@ def final_table(est, truth, bank, sigma, trace, held, generator=None): # -> Data
     late = trace[trace.step >= 0.75 * trace.step.max()].groupby(["item", "source"]).prior_share.mean().reset_index()
     return frame.merge(late, on=["item", "source"])
 
-# %% ../nbs/30_langevin.ipynb #2cfdbfaf
+# %% ../nbs/30_langevin.ipynb #5caf605f
 RULES = dict(separated=10.0, swap_gain=3.0, swap_least=0.0, # dB
              drowned=0.1, behind=0.5)  # share of the gradient; nats per sample
 
@@ -365,7 +390,7 @@ def failure(row): # of "langevin" -> str
         return "drowned"
     return "not mixing" if row.behind > RULES["behind"] else "wrong basin"
 
-# %% ../nbs/30_langevin.ipynb #cf24dd0f
+# %% ../nbs/30_langevin.ipynb #7c9d7378
 def homes(truth, at, levels, free=False): # -> DataFrame of sigma, item, source, home
     "The log-prior of the true sources with each level's noise (`free`: without): where a chain should be."
     rows = []
@@ -405,16 +430,12 @@ def runs(preset): # -> (table, trace, info)
         tables.append(label(final_table(out, truth, at(levels[-1]), sigma, trace.frame(), held[-1], g)))
     return pd.concat(tables, ignore_index=True), pd.concat(traces, ignore_index=True), dict(**size, **info)
 
-# %% ../nbs/30_langevin.ipynb #b661963b
+# %% ../nbs/30_langevin.ipynb #da4752f1
 @experiment("langevin")
 def langevin_table(preset):
     "Every method from noise and from the true sources; one row per item and source."
     frame, _, info = runs(preset)
-    frame = frame.assign(failure=frame.apply(failure, axis=1))
-    numbers = frame.select_dtypes("float").columns
-    frame[numbers] = frame[numbers].map(lambda v: float(f"{v:.5g}"))
-    frame.attrs.update(data="toy test set, generated", seed=0, **info)
-    return frame
+    return _stored(frame.assign(failure=frame.apply(failure, axis=1)), seed=0, **info)
 
 
 @experiment("langevin-trace")
@@ -422,13 +443,9 @@ def langevin_trace(preset):
     "What happened at every step to the first item, and to the others at the last step of every level."
     _, trace, info = runs(preset)
     last = trace.groupby(["method", "sigma"]).step.transform("max") == trace.step
-    frame = trace[(trace["item"] == 0) | last].reset_index(drop=True)
-    numbers = frame.select_dtypes("float").columns
-    frame[numbers] = frame[numbers].map(lambda v: float(f"{v:.5g}"))
-    frame.attrs.update(data="toy test set, generated", seed=0, **info)
-    return frame
+    return _stored(trace[(trace["item"] == 0) | last].reset_index(drop=True), seed=0, **info)
 
-# %% ../nbs/30_langevin.ipynb #efa6a4df
+# %% ../nbs/30_langevin.ipynb #0ae24845
 @experiment("langevin-fixed-point")
 def langevin_fixed_point(preset):
     "One level from an oracle start, told sigma, against a walk without gradient; one row per level and source."
@@ -443,7 +460,4 @@ def langevin_fixed_point(preset):
         scores = {name: si_sdr(x, truth).flatten().tolist() for name, x in parts.items()}
         rows.append(pd.DataFrame(dict(sigma=sigma, item=np.repeat(range(len(truth)), len(SOURCES)),
                                       source=list(SOURCES) * len(truth), **scores)))
-    frame = pd.concat(rows, ignore_index=True).round(3)
-    frame.attrs.update(data="toy test set, generated", model="flowavenet-conditional", seed=0, t=size["t"],
-                       each_level=steps)
-    return frame
+    return _stored(pd.concat(rows, ignore_index=True), model="flowavenet-conditional", seed=0, t=size["t"], each_level=steps)

@@ -7,10 +7,11 @@ __all__ = ['COST', 'METHODS', 'ITEMS', 'ROWS', 'LABELS', 'KINDS', 'pursuit', 'de
            'dirac', 'projection', 'separate', 'separate_file', 'formula_bank', 'separate_toy', 'separation_table',
            'story', 'plot_story', 'readme_picture', 'separation_ablation', 'separation_beyond']
 
-# %% ../nbs/32_separation.ipynb #ea272dba
+# %% ../nbs/32_separation.ipynb #b4f73221
 import itertools, math, time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -18,13 +19,13 @@ from tqdm.auto import tqdm
 
 from . import audio, toy
 from .evaluation import ideal_ratio_mask, si_sdr_improvement
-from .langevin import langevin
+from .langevin import check_mix, check_schedule, langevin, log_prob_gradient
 from .presets import LADDER, experiment, load_bank, result
 from .score import PitchLocked
-from .training import PriorBank, check_batch
+from .training import PriorBank
 from .wavetable import WIDTHS, Search, Tables, Wavetable, refine, tree
 
-# %% ../nbs/32_separation.ipynb #afae0fa2
+# %% ../nbs/32_separation.ipynb #b4bff0a6
 COST = 60.0  # nats of twice the log-likelihood that one more tone must gain: 3 ln t for its parameters, the rest for the search
 
 class _Pursuit:
@@ -90,7 +91,7 @@ class _Pursuit:
     def prune(self, classes, theta, left):
         "Drops tones that explain no more than noise would."
         for i in sorted(range(len(classes)), key=lambda q: abs(theta[q, 2]) * self.search.power[classes[q]] ** 0.5):
-            rest = [q for q in range(len(classes)) if classes[q] in [c for c in classes] and q != i and theta[q, 2] > 0]
+            rest = [q for q in range(len(classes)) if q != i and theta[q, 2] > 0]
             without = float(np.square(self.residual([classes[q] for q in rest], theta[rest])).sum()) / self.energy
             if len(self.y) * math.log(max(without, 1e-15) / max(left, 1e-15)) < COST:
                 theta = theta.copy()
@@ -106,7 +107,7 @@ def pursuit(mixes, # (b, t), the mean of the sources
             callback=None): # callback(i, info) after every mix
     # -> (b, k, t) sources
     "Matching pursuit over classes, pitches and phases, refined jointly, repaired where the residual asks for it."
-    mixes = _check_mix(mixes)
+    mixes = check_mix(mixes)
     if not all(isinstance(p, Wavetable) for p in bank.priors):
         raise ValueError("pursuit needs wavetable priors; load_bank('wavetable', 'toy') has them")
     n, t = len(bank.names), mixes.shape[1]
@@ -125,22 +126,14 @@ def pursuit(mixes, # (b, t), the mean of the sources
     return out
 
 
-def _check_mix(mixes):
-    "Mixes (b, t) that a sampler can take, or a ValueError."
-    check_batch(mixes)
-    if mixes.abs().max() > 1 + 1e-6:
-        raise ValueError(f"the mix reaches {mixes.abs().max():.3g}; expected samples in [-1, 1], divide by the largest first")
-    return mixes
 
-# %% ../nbs/32_separation.ipynb #8ec0c54e
+
+# %% ../nbs/32_separation.ipynb #48640b91
 def denoised(prior, x, sigma): # (b, t) -> (b, t)
     "What a prior makes of noisy waveforms: its `denoise`, or Tweedie's formula for a noise-conditional likelihood."
     if hasattr(prior, "denoise"):
         return prior.denoise(x, sigma)
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        gradient, = torch.autograd.grad(prior.log_prob(x, sigma).sum(), x)
-    return (x + sigma**2 * gradient).detach()
+    return x + sigma**2 * log_prob_gradient(prior, x, sigma)[0]
 
 
 def loudness(prior, t=1024): # -> root mean square
@@ -159,13 +152,6 @@ def falling(high:float, low:float, n:int): # -> n levels
     return tuple(float(v) for v in np.geomspace(high, low, n))
 
 
-def _check_falling(sigmas):
-    sigmas = tuple(float(s) for s in sigmas)
-    if not sigmas or min(sigmas) <= 0 or any(b > a for a, b in zip(sigmas, sigmas[1:])):
-        raise ValueError(f"a schedule of noise levels must be positive and must not rise, got {sigmas}")
-    return sigmas
-
-
 @torch.no_grad()
 def coordinate(mixes, # (b, t), the mean of the sources
                bank, # a PriorBank of denoisers
@@ -175,7 +161,7 @@ def coordinate(mixes, # (b, t), the mean of the sources
                generator=None, callback=None): # callback(sweep, sigma, sources)
     # -> (b, k, t) sources
     "Annealed coordinate denoising: each source is the denoised rest of the mix."
-    mixes, sigmas = _check_mix(mixes), _check_falling(sigmas)
+    mixes, sigmas = check_mix(mixes), check_schedule(sigmas)
     n = len(bank.names)
     order = sorted(range(n), key=lambda k: -loudness(bank.priors[k])) if order is None else list(order)
     s = mixes.new_zeros(len(mixes), n, mixes.shape[1])
@@ -189,11 +175,11 @@ def coordinate(mixes, # (b, t), the mean of the sources
             callback(sweep, sigma, s)
     return s
 
-# %% ../nbs/32_separation.ipynb #fd4c042d
+# %% ../nbs/32_separation.ipynb #3d00913c
 @torch.no_grad()
 def dirac(mixes, bank, sigmas, generator=None, callback=None): # -> (b, k, t) sources
     "Reverse diffusion under the Dirac constraint (multi-source diffusion models): the last source is N m minus the others."
-    mixes, sigmas = _check_mix(mixes), _check_falling(sigmas)
+    mixes, sigmas = check_mix(mixes), check_schedule(sigmas)
     n, y = len(bank.names), len(bank.names) * mixes
     x = sigmas[0] * torch.randn(len(mixes), n - 1, mixes.shape[1], generator=generator)
     for step, (a, b) in enumerate(zip(sigmas, (*sigmas[1:], 0.0))):
@@ -209,7 +195,7 @@ def dirac(mixes, bank, sigmas, generator=None, callback=None): # -> (b, k, t) so
 @torch.no_grad()
 def projection(mixes, bank, sigmas, generator=None, callback=None): # -> (b, k, t) sources
     "Reverse diffusion of all sources, projected onto the mix after every step."
-    mixes, sigmas = _check_mix(mixes), _check_falling(sigmas)
+    mixes, sigmas = check_mix(mixes), check_schedule(sigmas)
     n, y = len(bank.names), len(bank.names) * mixes
     x = sigmas[0] * torch.randn(len(mixes), n, mixes.shape[1], generator=generator)
     for step, (a, b) in enumerate(zip(sigmas, (*sigmas[1:], 0.0))):
@@ -220,8 +206,12 @@ def projection(mixes, bank, sigmas, generator=None, callback=None): # -> (b, k, 
             callback(step, a, x)
     return x
 
-# %% ../nbs/32_separation.ipynb #153a5701
+# %% ../nbs/32_separation.ipynb #bc67c953
 METHODS = ("pursuit", "coordinate", "projection", "dirac")
+
+def _bank(priors): # the name of a data set, or a PriorBank
+    return load_bank("wavetable", priors) if isinstance(priors, str) else priors
+
 
 def separate(mix, # (t,) or (channels, t) in [-1, 1]
              priors="toy", # a data set whose wavetables are loaded, or a PriorBank
@@ -240,9 +230,9 @@ def separate(mix, # (t,) or (channels, t) in [-1, 1]
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
     if not window > 0:
         raise ValueError(f"the window is {window} s; expected a positive length")
-    bank = load_bank("wavetable", priors) if isinstance(priors, str) else priors
+    bank = _bank(priors)
     n, channels, length = len(bank.names), torch.atleast_2d(x).float(), x.shape[-1]
-    sigmas = _check_falling(sigmas or falling(1, 1e-3, 12))
+    sigmas = check_schedule(sigmas or falling(1, 1e-3, 12))
     sampler = {"coordinate": coordinate, "projection": projection, "dirac": dirac}.get(method)
     at = rate if method == "pursuit" else audio.RATE  # a wavetable knows no sample rate, a network does
     sound = channels if at == rate else audio.resample(channels, rate, at)
@@ -297,11 +287,11 @@ def separate_file(path, # an audio file
     out.mkdir(parents=True, exist_ok=True)  # before the work, so that a folder that cannot be written is known at once
     probe = out / ".sepnb-probe"
     probe.touch(), probe.unlink()
-    bank = load_bank("wavetable", options.pop("priors", "toy")) if not isinstance(options.get("priors"), PriorBank) else options.pop("priors")
+    bank = _bank(options.pop("priors", "toy"))
     stems, share = separate(x, bank, rate=rate, **options)
     return [audio.save(out / f"{name}.wav", s.clamp(-1, 1), rate, "FLOAT") for name, s in zip(bank.names, stems)], share
 
-# %% ../nbs/32_separation.ipynb #c9ab6aba
+# %% ../nbs/32_separation.ipynb #d0f6b749
 ITEMS = {"smoke": 2, "laptop": 1500, "paper": 1500}  # mixes; a method that takes long gets a share of them
 
 
@@ -370,7 +360,7 @@ def separate_toy(row:str, preset:str): # -> DataFrame, one row per item and sour
 for _row in ROWS:
     experiment(f"separation-toy-{_row}")(lambda preset, row=_row: separate_toy(row, preset))
 
-# %% ../nbs/32_separation.ipynb #c638b206
+# %% ../nbs/32_separation.ipynb #1d460b18
 LABELS = {"mix": "the mix itself", "mask": "ideal ratio mask, an oracle", "formulas": "pursuit with the true formulas, an oracle",
           "pursuit": "pursuit, wavetables", "coordinate": "coordinate denoising", "projection": "projected diffusion", "dirac": "Dirac diffusion"}
 KINDS = {"wavetable": "wavetables", "flowavenet": "conditional FloWaveNets", "pitch": "pitch-locked score networks", "blackbox": "black-box score networks"}
@@ -388,7 +378,7 @@ def separation_table(rows=None, preset=None): # -> DataFrame
                       "samples": info["samples"], "preset": info["preset"]})
     return pd.DataFrame(table).set_index("method, prior").round(dict(mean=1, median=1, worst=1, **{"above 10 dB (%)": 2, "CPU s per mix": 2, "slowest (s)": 2}))
 
-# %% ../nbs/32_separation.ipynb #f042d8cb
+# %% ../nbs/32_separation.ipynb #17c6d837
 def story(item:int=9, quick:bool=False): # -> sources (1, 4, t), Langevin's estimate (1, 4, t), the pursuit's (1, 4, t)
     "One mix, separated the paper's way (annealed Langevin dynamics over conditional FloWaveNets, a quarter of a second) and by pursuit."
     data = toy.ToyData("test", t=512 if quick else 4096)
@@ -401,8 +391,6 @@ def story(item:int=9, quick:bool=False): # -> sources (1, 4, t), Langevin's esti
 
 def plot_story(sources, failed, found, n:int=192): # samples to show
     "The first milliseconds of the four sources: truth, failure, success."
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(4, 2, figsize=(7, 5.4), sharex=True, sharey=True, layout="constrained")
     time_ms = np.arange(n) / audio.RATE * 1000
     for k, row in enumerate(axes):
@@ -423,7 +411,7 @@ def readme_picture(path):
     fig = plot_story(*story())
     fig.savefig(path, dpi=110)
 
-# %% ../nbs/32_separation.ipynb #8e94576b
+# %% ../nbs/32_separation.ipynb #81fb3cd2
 def _ablation(bank):
     n = len(bank.names)
     loud = sorted(range(n), key=lambda k: -loudness(bank.priors[k]))
@@ -451,7 +439,7 @@ def separation_ablation(preset): # -> DataFrame, one row per setting, item and s
     frame.attrs.update(data="toy test set, generated", items=n, samples=16000)
     return frame
 
-# %% ../nbs/32_separation.ipynb #13f5e1ee
+# %% ../nbs/32_separation.ipynb #808698a0
 def _beyond(n):
     "Name -> (sources (n, 4, t), mixes (n, t), rate): the test items with one assumption broken."
     data = toy.ToyData("test")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WIDTHS', 'positions', 'Tables', 'refine', 'tree', 'WavetableConfig', 'strongest_line', 'learn', 'Wavetable', 'Search']
 
-# %% ../nbs/16_wavetable.ipynb #3ddf4fc6
+# %% ../nbs/16_wavetable.ipynb #041f05ad
 import math
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .training import Prior, check_batch
 
-# %% ../nbs/16_wavetable.ipynb #cadd7db5
+# %% ../nbs/16_wavetable.ipynb #8c3e0e7b
 def _jit(f):
     "Compiled by numba, with a cache on disk where there is a place for one."
     try:
@@ -90,7 +90,7 @@ def _error(x, s, theta, edges, coef, cell, jump_at, jump_by, jumps, h): # -> r'r
         e += r * r
     return e
 
-# %% ../nbs/16_wavetable.ipynb #dab35a34
+# %% ../nbs/16_wavetable.ipynb #621cf59a
 def positions(t): # -> (t,) sample positions, 0 in the middle: there frequency and phase do not depend on each other
     return np.arange(t) - 0.5 * (t - 1)
 
@@ -142,7 +142,7 @@ class Tables:
         w = _render(u, np.tile([1.0, 0.0, 1.0], (len(self.cell), 1)), *self._args(0.0))
         return np.fft.fft(w)[:, 1 : n + 1] / 8192 * np.exp(-1j * np.pi * np.arange(1, n + 1) / 8192)
 
-# %% ../nbs/16_wavetable.ipynb #dba283e0
+# %% ../nbs/16_wavetable.ipynb #067de083
 WIDTHS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)  # half-widths of the widened jumps, cycles
 _FEW = 2048  # samples that suffice while jumps are widened by a hundredth of a cycle or more
 
@@ -185,7 +185,7 @@ def refine(x, # (t,) float64
             break
     return best, least / energy
 
-# %% ../nbs/16_wavetable.ipynb #d3b5aec3
+# %% ../nbs/16_wavetable.ipynb #8f2c68cb
 def _legendre(v): # (n,) -> (n, 4)
     return np.stack([np.ones_like(v), v, 1.5 * v * v - 0.5, 2.5 * v**3 - 1.5 * v], -1)
 
@@ -255,7 +255,7 @@ def tree(u, y, # (n,) positions in the cycle, [0, 1), and values there
     powers = np.stack([c[:, 0] - 0.5 * c[:, 2], c[:, 1] - 1.5 * c[:, 3], 1.5 * c[:, 2], 2.5 * c[:, 3]], 1)
     return np.array([p[3] for p in parts] + [1.0]), powers
 
-# %% ../nbs/16_wavetable.ipynb #40a414f5
+# %% ../nbs/16_wavetable.ipynb #83f690b4
 @dataclass(frozen=True)
 class WavetableConfig:
     "How a wavetable is learned."
@@ -275,7 +275,7 @@ def strongest_line(x, # (b, t) float64
     k = np.clip(X.argmax(-1), 1, X.shape[-1] - 2)
     a, b, c = (np.log(np.take_along_axis(X, (k + j)[:, None], -1)[:, 0] + 1e-12) for j in (-1, 0, 1))
     f = (k + 0.5 * (a - c) / (a - 2 * b + c)) / (pad * t)
-    line = (x * np.exp(-2j * np.pi * f[:, None] * (np.arange(t) - 0.5 * (t - 1)))).mean(-1) * 2
+    line = (x * np.exp(-2j * np.pi * f[:, None] * positions(t))).mean(-1) * 2
     return f, np.abs(line), np.angle(line) / (2 * np.pi)
 
 
@@ -314,7 +314,7 @@ def learn(data, # data.batch(indices) -> (b, t): recordings of one class
     quantiles = np.quantile(np.stack([np.concatenate(f), level]), np.linspace(0, 1, 101), axis=1).T
     return table, quantiles, history
 
-# %% ../nbs/16_wavetable.ipynb #1c3ac820
+# %% ../nbs/16_wavetable.ipynb #2374ef27
 class Wavetable(Prior):
     "A prior over steady periodic tones: one learned cycle, and quantiles of pitch and level."
 
@@ -343,17 +343,20 @@ class Wavetable(Prior):
 
     def fit(self, x, rate=None): # (t,) -> theta (1, 3), unexplained share of the energy
         "The tone of this class that is nearest to a waveform: the best pitch of all, then Gauss-Newton."
-        x = np.asarray(x, np.float64)
-        tables = Tables([self.table])
-        start = Search([self], len(x), rate or self.config.rate)(x, [0])[0]
-        theta, _ = refine(x, tables, start[2][None], (1e-1, 3e-2))
-        return refine(x, tables, theta)
+        return self._fits(np.asarray(x)[None], rate)[0]
+
+    def _fits(self, x, rate=None): # (b, t) -> [(theta (1, 3), unexplained share)]
+        search, found = Search([self], x.shape[1], rate or self.config.rate), []
+        for w in np.asarray(x, np.float64):
+            start = search(w, [0])[0][2][None]
+            found.append(refine(w, search.tables, refine(w, search.tables, start, (1e-1, 3e-2))[0]))
+        return found
 
     def denoise(self, x, sigma=None): # (b, t) -> (b, t)
         "The most likely tone: whatever the noise level, the nearest one. It needs no `sigma`, which every denoiser takes."
         check_batch(x)
         tables = Tables([self.table])
-        return torch.stack([torch.from_numpy(tables.render(self.fit(w)[0], x.shape[1])[0]) for w in x.detach()]).to(x)
+        return torch.stack([torch.from_numpy(tables.render(theta, x.shape[1])[0]) for theta, _ in self._fits(x.detach())]).to(x)
 
     def score(self, x, sigma): # (b, t) -> (b, t)
         "Gradient of the smoothed log-density (Tweedie)."
@@ -362,7 +365,8 @@ class Wavetable(Prior):
     def log_prob(self, x, sigma=None): # (b, t) -> (b,)
         "Profile log-likelihood in nats per waveform: white noise of level `sigma` around the nearest tone. Not differentiable."
         sigma = 0.01 if sigma is None else float(sigma)
-        left = torch.stack([torch.as_tensor(self.fit(w)[1] * float(w.double() @ w.double())) for w in x.detach()])
+        check_batch(x)
+        left = x.double().square().sum(1) * torch.tensor([share for _, share in self._fits(x.detach())], dtype=torch.float64)
         return (-0.5 * left / sigma**2 - x.shape[1] * math.log(sigma * math.sqrt(2 * math.pi))).to(x)
 
     def sample(self, n, t, generator=None): # -> (n, t)
@@ -372,7 +376,7 @@ class Wavetable(Prior):
         theta = np.stack([f / self.config.rate, r[:, 2], a], 1)
         return torch.from_numpy(Tables([self.table] * n).render(theta, t)).float()
 
-# %% ../nbs/16_wavetable.ipynb #b46a33a0
+# %% ../nbs/16_wavetable.ipynb #c30b3309
 class Search:
     "Finds the tones that explain most of a waveform, over all classes, pitches and phases of a grid."
 

@@ -6,7 +6,7 @@ import torch
 
 from sepnb import presets
 
-WEIGHTS = sorted((presets.artifacts() / "weights").rglob("*.safetensors"))
+WEIGHTS = [p for p in sorted((presets.artifacts() / "weights").rglob("*.safetensors")) if "-seed" not in p.name]  # other seeds are not shipped
 RESULTS = sorted((presets.artifacts() / "results").rglob("*.csv"))
 
 

@@ -149,4 +149,4 @@ def test_committed_outputs_are_clean(path):
     text = json.dumps([{k: v for k, v in o.get("data", {}).items() if k.startswith("text/")} | {"text": o.get("text")} for o in outputs])
     found = re.search(r"(?<![\w:/.])/(?:home|root|work|tmp|Users|opt|var)/[^\s\"\\]*", text)
     assert not found, f"an output holds the path {found[0]} of the machine it ran on"
-    assert path.stat().st_size < 4.5e6, "larger than 4.5 MB: shorten its sounds, lower the dpi of its figures, or show fewer slider frames"
+    assert path.stat().st_size < 2.5e6, "larger than 2.5 MB: shorten its sounds, or lower the dpi of its figures"
