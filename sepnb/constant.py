@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WIDEST', 'PAPER', 'SIZES', 'CASES', 'NAMES', 'constants', 'noises', 'per_sample', 'priors_of', 'in_class',
            'table1_likelihood', 'lookup', 'short', 'beside', 'plot_constants', 'log_width', 'exact_ceiling', 'verdicts',
-           'table1_typicality', 'area', 'typicality']
+           'table1_typicality', 'area', 'typicality', 'table1_score']
 
-# %% ../nbs/22_constant.ipynb #6bd411f2
+# %% ../nbs/22_constant.ipynb #005d1241
 import math
 
 import matplotlib.pyplot as plt
@@ -18,19 +18,20 @@ from tqdm.auto import tqdm
 
 from .audio import COLORS
 from .flowavenet import FloWaveNet, latent_term
-from .presets import LADDER, bank_for, experiment, result
+from .likelihood import SCORE_SIZES, SCORES, log_density
+from .presets import LADDER, bank_for, experiment, load_bank, result
 from .quantize import mulaw_decode, mulaw_encode
 from .toy import RANGES, SOURCES, ToyData, waveform
 from .training import noisy
 
-# %% ../nbs/22_constant.ipynb #4f14ad12
+# %% ../nbs/22_constant.ipynb #d134a6fd
 WIDEST = LADDER[-1]
 PAPER = pd.DataFrame({("0", 0.0): (4.8e0, -7.0e2, 4.4e0, 1.8e0), ("0", WIDEST): (-5.0e-1, -3.1e0, 5.1e0, -2.0e11),
                       ("noise 0.5", 0.0): (-2.7e13, -3.4e9, -1.4e5, -1.1e11),
                       ("noise 0.5", WIDEST): (4.4e0, -5.8e1, 5.1e0, -3.8e5)}, SOURCES).T
 PAPER.index.names = ["input", "sigma"]
 
-# %% ../nbs/22_constant.ipynb #ec63df44
+# %% ../nbs/22_constant.ipynb #54e694fd
 def constants(values, # the levels
               t:int): # samples -> (len(values), t)
     "One waveform per level, at that level throughout."
@@ -46,7 +47,7 @@ def noises(n:int, t:int, deviation:float=0.5, seed:int=0, model=None): # -> (n, 
     "Gaussian noise, clipped for a `model` that takes nothing beyond [-1, 1]."
     return noisy(torch.zeros(n, t), deviation, torch.Generator().manual_seed(seed), model)
 
-# %% ../nbs/22_constant.ipynb #3af3cee9
+# %% ../nbs/22_constant.ipynb #bd6896f4
 @torch.no_grad()
 def per_sample(prior, # a FloWaveNet or a WaveNet
                x, # (b, t)
@@ -64,7 +65,7 @@ def per_sample(prior, # a FloWaveNet or a WaveNet
     values = torch.cat(parts, 1).double() / x.shape[-1]
     return dict(zip(("latent", "log_prob") if len(values) == 2 else ("log_prob",), values))
 
-# %% ../nbs/22_constant.ipynb #045e4e44
+# %% ../nbs/22_constant.ipynb #e853c80a
 # samples of a waveform; how many test waveforms, training waveforms, draws of noise, constants
 SIZES = {"smoke": dict(t=512, items=8, train=12, draws=4, grid=5),
          "laptop": dict(t=2048, items=60, train=100, draws=20, grid=41),
@@ -85,7 +86,7 @@ def in_class(source, sigma, n, t, split="test", model=None, seed=1): # -> (n, t)
     x = ToyData(split, t=t).batch(range(n))[:, SOURCES.index(source)]
     return noisy(x, sigma, torch.Generator().manual_seed(seed), model) if sigma else x
 
-# %% ../nbs/22_constant.ipynb #d0cf84cb
+# %% ../nbs/22_constant.ipynb #c2a593dd
 @experiment("table1-likelihood")
 def table1_likelihood(preset):
     "Table 1: constants, noise and in-class waveforms under all priors; mean and spread in nats per sample."
@@ -108,7 +109,7 @@ def table1_likelihood(preset):
     frame.attrs.update(data="toy, generated", noise_seed=0, **size)
     return frame
 
-# %% ../nbs/22_constant.ipynb #e96f1eb3
+# %% ../nbs/22_constant.ipynb #bd5d21f3
 def lookup(frame, model="flowavenet", convention="log_prob", value="nats_per_sample"): # -> DataFrame
     "The rows of one model and convention as a table: (sigma, input) down, priors across."
     part = frame[(frame.model == model) & (frame.convention == convention)]
@@ -134,7 +135,7 @@ def beside(frame): # -> DataFrame
                 rows[name, sigma, kind] = table.loc[(sigma, name)].map(short)
     return pd.DataFrame(rows).T.rename_axis(["input", "sigma", "numbers"])[list(SOURCES)]
 
-# %% ../nbs/22_constant.ipynb #48a2267a
+# %% ../nbs/22_constant.ipynb #b5eea87a
 NAMES = {"flowavenet": "FloWaveNet", "flowavenet-conditional": "FloWaveNet told sigma", "wavenet": "WaveNet"}
 
 
@@ -159,7 +160,7 @@ def plot_constants(frame, models=("flowavenet", "wavenet"), linthresh=10.0): # -
     axes[0, 0].legend(fontsize=9)
     return fig
 
-# %% ../nbs/22_constant.ipynb #7141f298
+# %% ../nbs/22_constant.ipynb #f60cf99c
 def log_width(x, # (..., t) in [-1, 1]
               classes:int=256): # -> (...,) nats per sample
     "Mean log-width of the mu-law codes that `x` falls into: subtracted from a log-mass it leaves a log-density."
@@ -168,7 +169,7 @@ def log_width(x, # (..., t) in [-1, 1]
     at = lambda shift: edge(((codes + shift) / (classes - 1) * 2 - 1).clamp(-1, 1))
     return (at(0.5) - at(-0.5)).log().mean(-1)
 
-# %% ../nbs/22_constant.ipynb #24522c21
+# %% ../nbs/22_constant.ipynb #0a05cd68
 def exact_ceiling(x, # (b, t)
             source:str, # whose waveforms
             sigma:float, # noise level
@@ -187,7 +188,7 @@ def exact_ceiling(x, # (b, t)
         nearest = torch.minimum(nearest, distance.min(1).values.double())
     return -0.5 * math.log(2 * math.pi * sigma**2) - nearest / (2 * sigma**2 * t)
 
-# %% ../nbs/22_constant.ipynb #b52d23bf
+# %% ../nbs/22_constant.ipynb #b52b3a8d
 def verdicts(frame=None, # of "table1-likelihood"; None means the stored one
              model:str="flowavenet", convention:str="log_prob"): # -> DataFrame of claim, ours, verdict
     "The paper's sentences about Table 1, our numbers, and whether the first follow from the second."
@@ -236,7 +237,7 @@ def verdicts(frame=None, # of "table1-likelihood"; None means the stored one
     rows = [(claim, ours, "holds" if all(checks) else half(checks)) for claim, ours, checks in rows]
     return pd.DataFrame(rows, columns=["claim", "ours", "verdict"])
 
-# %% ../nbs/22_constant.ipynb #39959dea
+# %% ../nbs/22_constant.ipynb #349f63f6
 @experiment("table1-typicality")
 def table1_typicality(preset):
     "Log-likelihood of training and test waveforms, other sources, constants and noise; one row per waveform and prior."
@@ -262,7 +263,7 @@ def table1_typicality(preset):
                        value="frequency in Hz of a waveform, level of a constant, deviation of noise")
     return frame
 
-# %% ../nbs/22_constant.ipynb #3496567a
+# %% ../nbs/22_constant.ipynb #63bf0c56
 def area(own, other): # arrays of scores -> float
     "The chance that a score of `own` exceeds one of `other` (AUROC); ties count half."
     own, other = np.asarray(own)[:, None], np.asarray(other)[None]
@@ -281,3 +282,21 @@ def typicality(frame): # of "table1-typicality" -> DataFrame
             rows.append(dict(model=model, sigma=sigma, prior=prior, against=name, likelihood=area(own, other),
                              typicality=area(-np.abs(own + entropy), -np.abs(other + entropy))))
     return pd.DataFrame(rows)
+
+# %% ../nbs/22_constant.ipynb #e2f4565a
+@experiment("table1-score")
+def table1_score(preset):
+    "Table 1 for wavetables and score networks at the widest level of noise; mean and spread in nats per sample."
+    (n, t, steps), rows = SCORE_SIZES[preset], []
+    for kind in tqdm(SCORES, desc="table 1, score priors"):
+        bank = load_bank(kind, "toy", preset)
+        for source, prior in zip(bank.names, bank.priors):
+            inputs = {"0": constants([0.0], t), "1": constants([1.0], t), "noise 0.5": noises(n, t),
+                      "in-class": in_class(source, WIDEST, n, t)}
+            x = torch.cat(list(inputs.values()))
+            values = (log_density(prior, x, WIDEST, steps).detach().double() / t).split([len(v) for v in inputs.values()])
+            rows += [dict(model=kind, sigma=WIDEST, input=name, prior=source, nats_per_sample=round(v.mean().item(), 5),
+                          sd=round(v.std().item(), 5) if len(v) > 1 else None) for name, v in zip(inputs, values)]
+    frame = pd.DataFrame(rows)
+    frame.attrs.update(data="toy, generated", items=n, samples=t, ode_steps=steps)
+    return frame

@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'LADDER', 'FINE', 'MODELS', 'DATA', 'EXPERIMENTS', 'preset
            'provenance', 'source_data', 'new_prior', 'train', 'load_prior', 'load_bank', 'bank_for', 'experiment',
            'reproduce', 'result', 'training_table']
 
-# %% ../nbs/19_presets.ipynb #00175d1b
+# %% ../nbs/19_presets.ipynb #f38fa998
 import json, os, platform, subprocess, time
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -23,7 +23,7 @@ from .training import PriorBank, Recipe, artifacts, fit, load_tensors, load_weig
 from .wavenet import WaveNet, WaveNetConfig
 from .wavetable import Wavetable, WavetableConfig
 
-# %% ../nbs/19_presets.ipynb #2ceda742
+# %% ../nbs/19_presets.ipynb #b4e5e221
 PRESETS = {
     "smoke": {"toy": {
         "flowavenet": (FloWaveNetConfig(blocks=3, flows=2, layers=2, width=8),
@@ -63,9 +63,10 @@ for _name, _preset in PRESETS.items():
     _preset["toy"]["flowavenet-scratch"] = (_config, replace(_all, lr=_recipe.lr))
 # The wavetable has no gradient steps: its recipe counts rounds, recordings and their length.
 _wavetable = dict(smoke=WavetableConfig(items=24, census=500), laptop=WavetableConfig(), paper=WavetableConfig())
-_blackbox = dict(smoke=(BlackBoxConfig(width=8, layers=2), Recipe(steps=20, batch=4, frame=1024, lr=3e-3, clip=1.0)),
-                 laptop=(BlackBoxConfig(), Recipe(steps=600, batch=16, frame=1024, lr=3e-3, clip=1.0, ema=0.99)),
-                 paper=(BlackBoxConfig(width=128, layers=9), Recipe(steps=150_000, batch=32, frame=4096, lr=1e-3, clip=1.0, ema=0.999)))
+_blackbox = dict(smoke=(BlackBoxConfig(channels=4, depth=2, width=8, layers=2), Recipe(steps=20, batch=4, frame=1024, lr=3e-3, clip=1.0)),
+                 laptop=(BlackBoxConfig(), Recipe(steps=3000, batch=16, frame=1024, lr=2e-3, gamma=0.5, clip=1.0, ema=0.998)),
+                 paper=(BlackBoxConfig(channels=64, width=128, layers=9),
+                        Recipe(steps=150_000, batch=32, frame=4096, lr=1e-3, clip=1.0, ema=0.999)))
 _pitch = dict(smoke=(PitchLockedConfig(settle=20), Recipe(steps=30, batch=2, frame=4000, lr=2e-2, gamma=0.25, clip=5.0)),
               laptop=(PitchLockedConfig(), Recipe(steps=2400, batch=3, frame=16000, lr=2e-2, gamma=0.25, clip=5.0, ema=0.99)),
               paper=(PitchLockedConfig(), Recipe(steps=24_000, batch=16, frame=16000, lr=1e-2, gamma=0.25, clip=5.0, ema=0.999)))
@@ -103,7 +104,7 @@ def recipe_for(model:str, data:str="toy", preset=None, sigma=0., seed:int=0): # 
         recipe = replace(recipe, steps=FINE[preset], lr=recipe.lr / 2, ema=0.98 if recipe.ema else 0.0)
     return config, replace(recipe, noise=(sigma,) if sigma else recipe.noise, seed=recipe.seed + seed)
 
-# %% ../nbs/19_presets.ipynb #ceee6214
+# %% ../nbs/19_presets.ipynb #b7cf2593
 def weights_path(model:str, data:str, source:str, preset=None, sigma=0., seed:int=0): # -> Path
     "Where the weights of one prior live."
     name = f"{model}-{source}" + (f"-{sigma:g}" if sigma else "") + (f"-seed{seed}" if seed else "")
@@ -118,7 +119,7 @@ def provenance(): # -> dict
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores, {platform.machine()}"
     return dict(commit=git.stdout.strip() or "unknown", device=device, python=platform.python_version(), **packages)
 
-# %% ../nbs/19_presets.ipynb #79c0741b
+# %% ../nbs/19_presets.ipynb #267dc146
 def source_data(data:str, source:str, split:str, t:int): # -> map-style data set of (t,)
     "The waveforms of one source of one data set."
     _choose(source, DATA[_choose(data, DATA, "data set")], "source")
@@ -201,7 +202,7 @@ def bank_for(model:str, data:str="toy", preset=None, sigma=0., seed:int=0): # ->
             train(model, data, source, preset, sigma=sigma, seed=seed)
     return load_bank(model, data, preset, sigma, seed)
 
-# %% ../nbs/19_presets.ipynb #d4c8645d
+# %% ../nbs/19_presets.ipynb #d9925f16
 EXPERIMENTS = {}
 
 
