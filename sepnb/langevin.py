@@ -9,7 +9,7 @@ __all__ = ['BASIN', 'SIZES', 'DOWN', 'ETA', 'SGLD_ETA', 'METHODS', 'RULES', 'pos
            'reach', 'langevin_basin', 'priors_for', 'final_table', 'failure', 'homes', 'runs', 'langevin_table',
            'langevin_trace', 'langevin_fixed_point']
 
-# %% ../nbs/30_langevin.ipynb #521fab18
+# %% ../nbs/30_langevin.ipynb #22ef297f
 import math
 from functools import lru_cache
 
@@ -27,7 +27,7 @@ from .quantize import mulaw_decode
 from .toy import RANGES, SOURCES, ToyData, mix as mix_of, waveform
 from .training import Prior, PriorBank, check_batch, noisy
 
-# %% ../nbs/30_langevin.ipynb #3bae61e3
+# %% ../nbs/30_langevin.ipynb #0c5da0fa
 def posterior_step(prior, residual, k, eta, gamma, noise): # -> (b, k, t) displacement
     "A Langevin step; `prior` and `noise` are (b, k, t), `residual` is the mix minus the mean estimate (b, t)."
     return eta * (prior + residual[:, None] / (k * gamma**2)) + math.sqrt(2 * eta) * noise
@@ -42,7 +42,7 @@ def algorithm1_step(prior, residual, k, eta, gamma, noise): # -> (b, k, t)
     "Algorithm 1 as printed: the mixture residual is subtracted, without 1/N, and the noise is 2 sqrt(eta)."
     return eta * (prior - residual[:, None] / gamma**2) + 2 * math.sqrt(eta) * noise
 
-# %% ../nbs/30_langevin.ipynb #c764fcd5
+# %% ../nbs/30_langevin.ipynb #2eeea3f7
 def log_prob_gradient(prior, # of a likelihood
                       x, # (b, t)
                       sigma=None): # noise level, for priors that are told it -> gradient (b, t), log-prior (b,) in nats
@@ -73,7 +73,7 @@ def grad_log_prob(bank, # a PriorBank: of flows, of relaxed WaveNets, or of scor
     "Gradient of every source's log-prior with respect to its samples."
     return prior_gradient(bank, sources, sigma)[0]
 
-# %% ../nbs/30_langevin.ipynb #51fe90ea
+# %% ../nbs/30_langevin.ipynb #c3bb8c4d
 def check_schedule(sigmas): # -> tuple of floats
     "Raises ValueError unless the noise levels are positive, finite and falling."
     sigmas = tuple(float(s) for s in (sigmas if np.ndim(sigmas) else (sigmas,)))
@@ -101,7 +101,7 @@ def _check_start(mix, start, k):
     if start is not None and not torch.isfinite(start).all():
         raise ValueError("the start contains NaN or infinite samples")
 
-# %% ../nbs/30_langevin.ipynb #6ffd3d6d
+# %% ../nbs/30_langevin.ipynb #7d8b47ef
 @torch.no_grad()
 def langevin(mix, # (b, t), the mean of the sources
              bank, # a PriorBank, or a dict of noise level -> PriorBank
@@ -142,7 +142,7 @@ def langevin(mix, # (b, t), the mean of the sources
         x = torch.where(held[:, None, None], x, new)
     return x
 
-# %% ../nbs/30_langevin.ipynb #8dbb1f31
+# %% ../nbs/30_langevin.ipynb #bd4645b1
 def soft_wavenet(prior, # a WaveNet without conditioning
                  x, # (b, t) waveforms
                  width=None): # of the Gaussian over codes, in amplitude; None interpolates -> (b,) nats
@@ -186,7 +186,7 @@ class SoftWaveNet(Prior):
     def log_prob(self, x, sigma=None): # (b, t) -> (b,)
         return soft_wavenet(self.prior, x, self.width)
 
-# %% ../nbs/30_langevin.ipynb #ea16781e
+# %% ../nbs/30_langevin.ipynb #ad27c996
 def soft_ladder(preset=None, sigmas=LADDER, data="toy"): # -> {sigma: PriorBank}, levels with fine-tuned weights
     """Relaxed WaveNets for every noise level.
 
@@ -202,7 +202,7 @@ def soft_ladder(preset=None, sigmas=LADDER, data="toy"): # -> {sigma: PriorBank}
         tuned += [sigma] * own
     return banks, tuned
 
-# %% ../nbs/30_langevin.ipynb #a840859a
+# %% ../nbs/30_langevin.ipynb #f1f47e04
 class Trace:
     "A callback for `langevin` that keeps what happened: one row per step, item and source, and some of the waveforms."
 
@@ -232,7 +232,7 @@ class Trace:
             out.append(pd.DataFrame(dict(item=np.repeat(range(b), k), source=list(self.names) * b, **rows)))
         return pd.concat(out, ignore_index=True)
 
-# %% ../nbs/30_langevin.ipynb #5eec145f
+# %% ../nbs/30_langevin.ipynb #84015ec2
 def sweep(params, # f, a, phi of one item, as from `ToyData.params`
           k:int, # which source
           frequencies, # Hz
@@ -267,7 +267,7 @@ def basin(bank, # a PriorBank
     columns = dict(log_prior=log_prior, log_mix=log_mix, log_posterior=log_prior + log_mix)
     return pd.DataFrame(dict(frequency=np.asarray(frequencies, float), **{n: v.numpy() for n, v in columns.items()}))
 
-# %% ../nbs/30_langevin.ipynb #e36f22c8
+# %% ../nbs/30_langevin.ipynb #42ee2153
 def basin_width(frame, # of `basin`
                 f0:float, # the true frequency, Hz
                 column="log_posterior"): # -> (low, high) Hz, equal where the truth is no peak
@@ -298,7 +298,7 @@ def reach(params, k:int, # f, a, phi of one item; which source
     slope = (sweep(params, k, [f + 0.5, f - 0.5], t) * torch.tensor([[1.0], [-1.0]])).sum(0)  # per Hz
     return math.sqrt(2 * eta) / slope.norm().item()
 
-# %% ../nbs/30_langevin.ipynb #7585a1d5
+# %% ../nbs/30_langevin.ipynb #a17d8093
 BASIN = {"smoke": dict(item=3, t=256, coarse=25, fine=9, sources=2),
          "laptop": dict(item=3, t=1024, coarse=160, fine=81, sources=4),
          "paper": dict(item=3, t=16000, coarse=4000, fine=401, sources=4)}
@@ -328,7 +328,7 @@ def langevin_basin(preset):
             parts.append(frame.assign(sigma=sigma, source=SOURCES[k], true=f0, reach=hz))
     return _stored(pd.concat(parts, ignore_index=True), 8, model="flowavenet, fine-tuned at each level", **size)
 
-# %% ../nbs/30_langevin.ipynb #a0da6664
+# %% ../nbs/30_langevin.ipynb #08b17585
 SIZES = {"smoke": dict(t=256, items=1, steps=2, long_steps=3, wavenet_steps=1),
          "laptop": dict(t=1024, items=2, steps=20, long_steps=100, wavenet_steps=10),
          "paper": dict(t=16000, items=50, steps=100, long_steps=1000, wavenet_steps=100)}  # steps at each level
@@ -352,7 +352,7 @@ def priors_for(kind:str, preset=None): # -> PriorBank or {sigma: PriorBank}, lev
         return {s: bank_for("flowavenet", "toy", preset, s) for s in LADDER}, list(LADDER)
     return bank_for("flowavenet-conditional" if kind == "told" else "flowavenet", "toy", preset), []
 
-# %% ../nbs/30_langevin.ipynb #0af36811
+# %% ../nbs/30_langevin.ipynb #b39ef8c7
 def final_table(est, truth, bank, sigma, trace, held, generator=None): # -> DataFrame, one row per item and source
     """Scores of the last state: SI-SDR and its improvement in the fixed and in the best order, residual, prior's share.
 
@@ -373,7 +373,7 @@ def final_table(est, truth, bank, sigma, trace, held, generator=None): # -> Data
     late = trace[trace.step >= 0.75 * trace.step.max()].groupby(["item", "source"]).prior_share.mean().reset_index()
     return frame.merge(late, on=["item", "source"])
 
-# %% ../nbs/30_langevin.ipynb #5caf605f
+# %% ../nbs/30_langevin.ipynb #acc31341
 RULES = dict(separated=10.0, swap_gain=3.0, swap_least=0.0, # dB
              drowned=0.1, behind=0.5)  # share of the gradient; nats per sample
 
@@ -390,7 +390,7 @@ def failure(row): # of "langevin" -> str
         return "drowned"
     return "not mixing" if row.behind > RULES["behind"] else "wrong basin"
 
-# %% ../nbs/30_langevin.ipynb #7c9d7378
+# %% ../nbs/30_langevin.ipynb #30644e06
 def homes(truth, at, levels, free=False): # -> DataFrame of sigma, item, source, home
     "The log-prior of the true sources with each level's noise (`free`: without): where a chain should be."
     rows = []
@@ -430,7 +430,7 @@ def runs(preset): # -> (table, trace, info)
         tables.append(label(final_table(out, truth, at(levels[-1]), sigma, trace.frame(), held[-1], g)))
     return pd.concat(tables, ignore_index=True), pd.concat(traces, ignore_index=True), dict(**size, **info)
 
-# %% ../nbs/30_langevin.ipynb #da4752f1
+# %% ../nbs/30_langevin.ipynb #37b4b063
 @experiment("langevin")
 def langevin_table(preset):
     "Every method from noise and from the true sources; one row per item and source."
@@ -445,7 +445,7 @@ def langevin_trace(preset):
     last = trace.groupby(["method", "sigma"]).step.transform("max") == trace.step
     return _stored(trace[(trace["item"] == 0) | last].reset_index(drop=True), seed=0, **info)
 
-# %% ../nbs/30_langevin.ipynb #0ae24845
+# %% ../nbs/30_langevin.ipynb #e31cd06e
 @experiment("langevin-fixed-point")
 def langevin_fixed_point(preset):
     "One level from an oracle start, told sigma, against a walk without gradient; one row per level and source."

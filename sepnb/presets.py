@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'LADDER', 'FINE', 'MODELS', 'DATA', 'EXPERIMENTS', 'preset
            'provenance', 'source_data', 'new_prior', 'train', 'load_prior', 'load_bank', 'bank_for', 'experiment',
            'reproduce', 'result', 'training_table']
 
-# %% ../nbs/19_presets.ipynb #f38fa998
+# %% ../nbs/19_presets.ipynb #91934309
 import json, os, platform, subprocess, time
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -23,7 +23,7 @@ from .training import PriorBank, Recipe, artifacts, fit, load_tensors, load_weig
 from .wavenet import WaveNet, WaveNetConfig
 from .wavetable import Wavetable, WavetableConfig
 
-# %% ../nbs/19_presets.ipynb #b4e5e221
+# %% ../nbs/19_presets.ipynb #7f7eaa8f
 PRESETS = {
     "smoke": {"toy": {
         "flowavenet": (FloWaveNetConfig(blocks=3, flows=2, layers=2, width=8),
@@ -104,7 +104,7 @@ def recipe_for(model:str, data:str="toy", preset=None, sigma=0., seed:int=0): # 
         recipe = replace(recipe, steps=FINE[preset], lr=recipe.lr / 2, ema=0.98 if recipe.ema else 0.0)
     return config, replace(recipe, noise=(sigma,) if sigma else recipe.noise, seed=recipe.seed + seed)
 
-# %% ../nbs/19_presets.ipynb #b7cf2593
+# %% ../nbs/19_presets.ipynb #131feff5
 def weights_path(model:str, data:str, source:str, preset=None, sigma=0., seed:int=0): # -> Path
     "Where the weights of one prior live."
     name = f"{model}-{source}" + (f"-{sigma:g}" if sigma else "") + (f"-seed{seed}" if seed else "")
@@ -119,7 +119,7 @@ def provenance(): # -> dict
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores, {platform.machine()}"
     return dict(commit=git.stdout.strip() or "unknown", device=device, python=platform.python_version(), **packages)
 
-# %% ../nbs/19_presets.ipynb #267dc146
+# %% ../nbs/19_presets.ipynb #cf2d9f8c
 def source_data(data:str, source:str, split:str, t:int): # -> map-style data set of (t,)
     "The waveforms of one source of one data set."
     _choose(source, DATA[_choose(data, DATA, "data set")], "source")
@@ -202,7 +202,7 @@ def bank_for(model:str, data:str="toy", preset=None, sigma=0., seed:int=0): # ->
             train(model, data, source, preset, sigma=sigma, seed=seed)
     return load_bank(model, data, preset, sigma, seed)
 
-# %% ../nbs/19_presets.ipynb #d9925f16
+# %% ../nbs/19_presets.ipynb #5addbbe4
 EXPERIMENTS = {}
 
 

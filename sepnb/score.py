@@ -6,7 +6,7 @@
 __all__ = ['LADDER', 'karras', 'levels', 'ScorePrior', 'ode_log_prob', 'random_lines', 'clutter', 'BlackBoxConfig', 'MaskNet',
            'BlackBox', 'denoising_loss', 'PitchLockedConfig', 'PitchNet', 'WaveNetwork', 'PitchLocked']
 
-# %% ../nbs/13_score.ipynb #b4404282
+# %% ../nbs/13_score.ipynb #2c4b04c9
 import math
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from .flowavenet import NoiseLevel
 from .training import Prior, check_batch
 from .wavenet import GatedStack
 
-# %% ../nbs/13_score.ipynb #3734a9d0
+# %% ../nbs/13_score.ipynb #15cb8e32
 def karras(n:int, # levels
            low:float, # the last one
            high:float, # the first one
@@ -36,7 +36,7 @@ def levels(x, # (b, t), for its batch and device
     "One noise level for each waveform, log-uniform from `low` to `high`."
     return low * (high / low) ** torch.rand(len(x), generator=generator, device=x.device)
 
-# %% ../nbs/13_score.ipynb #9e49304e
+# %% ../nbs/13_score.ipynb #8fd54d7c
 class ScorePrior(Prior):
     "A denoiser is a prior. Subclasses give `_denoise(x, sigma)`, and a config with `low`, `high` and `data`."
 
@@ -72,7 +72,7 @@ class ScorePrior(Prior):
             x = x + (lower - sigma) * (slope + (there - self.denoise(there, lower)) / lower) / 2
         return self.denoise(x, self.config.low)
 
-# %% ../nbs/13_score.ipynb #2353f1c0
+# %% ../nbs/13_score.ipynb #258b404f
 def _divergence(f, x, # (b, t)
                 probes): # (p, t) directions -> f(x), (b,) divergence
     "f(x) and the trace of its Jacobian, as the mean of v J v over the probes times their squared length over t."
@@ -106,7 +106,7 @@ def ode_log_prob(model, # a ScorePrior
     spread = top**2 + model.config.data**2
     return change[-1] - 0.5 * (end[-1].square() / spread + math.log(2 * math.pi * spread)).sum(1)
 
-# %% ../nbs/13_score.ipynb #299cc41b
+# %% ../nbs/13_score.ipynb #972a0ed3
 def random_lines(x, # (b, t), for its shape
                  generator=None, groups:int=3, partials:int=12): # -> (b, t), mean square 1
     "Sums of sinusoids at random: up to three series of multiples, with random levels, gaps and phases."
@@ -132,7 +132,7 @@ def clutter(x, generator=None): # (b, t) -> (b, t), mean square 1
     white = torch.randn(x.shape, generator=generator, device=x.device)
     return (1 - share).sqrt() * white + share.sqrt() * random_lines(x, generator)
 
-# %% ../nbs/13_score.ipynb #186e2f03
+# %% ../nbs/13_score.ipynb #a5e16caf
 @dataclass(frozen=True)
 class BlackBoxConfig:
     "A denoiser without knowledge of pitch."
@@ -205,7 +205,7 @@ def denoising_loss(model, x, generator=None): # a ScorePrior, (b, t) -> scalar
     "The loss of a score prior, for `fit`."
     return model.loss(x, generator)
 
-# %% ../nbs/13_score.ipynb #f47a4dd1
+# %% ../nbs/13_score.ipynb #3f055577
 @dataclass(frozen=True)
 class PitchLockedConfig:
     "A denoiser that first listens for the pitch."
@@ -263,7 +263,7 @@ class PitchNet(nn.Module):
         level = 0.25 * sigma.clamp_min(1e-4).log()[:, None, None].expand(*bins.shape, 1)
         return self.net(torch.cat([loud(size), shape.real, shape.imag, loud(between), beside.clamp_max(4), level], -1))[..., 0]
 
-# %% ../nbs/13_score.ipynb #1cc5a01f
+# %% ../nbs/13_score.ipynb #b0558bc5
 class WaveNetwork(nn.Module):
     "One cycle of a waveform, as a network of the phase: smooth, except where a learned knot lets it jump or bend."
     reach = 0.2  # cycles that a knot moves for one unit of its parameter
@@ -317,7 +317,7 @@ class WaveNetwork(nn.Module):
         slope = (value.gather(1, i) - v) / (grid.gather(1, i) - g).clamp_min(1e-12)
         return v + slope * (u - g), slope
 
-# %% ../nbs/13_score.ipynb #d20f764c
+# %% ../nbs/13_score.ipynb #651e2d50
 LADDER = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)  # blur of the jumps while the phase is found
 
 

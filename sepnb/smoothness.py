@@ -8,7 +8,7 @@ __all__ = ['WAYS', 'SEEDS', 'SIZES4', 'COLUMNS', 'STYLE', 'POSITIONS', 'PROBED',
            'mean_map', 'plot_grid', 'plot_against_sigma', 'compare', 'fig4_start', 'walk', 'probe', 'peakedness',
            'path_axis', 'log_ticks', 'relative', 'halfway', 'noise_costs', 'points_home', 'span', 'basins', 'verdicts']
 
-# %% ../nbs/21_smoothness.ipynb #80610d1c
+# %% ../nbs/21_smoothness.ipynb #a398d567
 import math
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ from .toy import RANGES, SOURCES, SourceData, ToyData, waveform
 from .training import fit, noisy, noisy_nll
 from .wavenet import tone
 
-# %% ../nbs/21_smoothness.ipynb #2ba825c0
+# %% ../nbs/21_smoothness.ipynb #c2b5e15b
 class NoisyData:
     "Test items with noise that depends on the item alone: `data.batch(indices)` -> (b, k, t). ValueError if sigma < 0."
 
@@ -44,7 +44,7 @@ class NoisyData:
         return torch.stack([noisy(x, self.sigma, generator(i), self.model)
                             for i, x in zip(indices, self.data.batch(indices))])
 
-# %% ../nbs/21_smoothness.ipynb #4fd6d713
+# %% ../nbs/21_smoothness.ipynb #d07798ea
 def formulas(x, # (t,) one noisy waveform
              rate:int=16_000, # Hz
              zooms:int=4): # -> (4,) float64 residual energy of the best fit of each of SOURCES
@@ -68,12 +68,12 @@ def formulas(x, # (t,) one noisy waveform
         out.append(left.min())
     return torch.stack(out)
 
-# %% ../nbs/21_smoothness.ipynb #3e44ae6b
+# %% ../nbs/21_smoothness.ipynb #2cf2dc1f
 def ceiling(sigma): # -> nats per sample
     "The most that any density can give waveforms with noise of level `sigma`, on average: the negative entropy of the noise."
     return -0.5 * np.log(2 * np.pi * np.e * np.square(sigma))
 
-# %% ../nbs/21_smoothness.ipynb #6db89a14
+# %% ../nbs/21_smoothness.ipynb #7d5c733b
 WAYS = {"fine-tuned": "flowavenet", "told": "flowavenet-conditional", "scratch": "flowavenet-scratch", "WaveNet": "wavenet"}
 # which seeds are trained at which levels; level 0 is the noise-free prior that "fine-tuned" and "told" start from
 SEEDS = {"fine-tuned": {0.0: (0,), 0.01: (0,), 0.027: (0,), 0.077: (0, 1, 2), 0.129: (0,), 0.359: (0, 1, 2)},
@@ -94,7 +94,7 @@ def bank_of(way:str, # one of WAYS
         raise ValueError("a prior from scratch needs a noise level above 0; the noise-free one is way 'fine-tuned' at 0")
     return bank_for("flowavenet" if way == "told" else WAYS[way], "toy", preset, sigma, seed), None
 
-# %% ../nbs/21_smoothness.ipynb #a1715998
+# %% ../nbs/21_smoothness.ipynb #3c246d2e
 SIZES4 = {"smoke": (20, 1024), "laptop": (60, 2048), "paper": (1500, 16000)}  # items, samples of each
 COLUMNS = ["way", "seed", "sigma", "quantity", "source", "prior", "value"]
 
@@ -127,7 +127,7 @@ def fig4(ways, # some of WAYS
     frame.attrs.update(data="toy test set, generated", items=n, samples=t, noise_seed=0)
     return frame
 
-# %% ../nbs/21_smoothness.ipynb #c43ea01e
+# %% ../nbs/21_smoothness.ipynb #6a53a6a0
 @experiment("fig4-flowavenet")
 def fig4_flowavenet(preset):
     "Fig. 4, FloWaveNet: three ways to a noise-conditional prior, over seeds."
@@ -153,7 +153,7 @@ def fig4_oracle(preset):
     frame.attrs.update(data="toy test set, generated", items=n, samples=t, noise_seed=0)
     return frame
 
-# %% ../nbs/21_smoothness.ipynb #094abbf1
+# %% ../nbs/21_smoothness.ipynb #f93efe45
 def mean_map(frame, way, sigma, seed=0): # -> (k_source, k_prior) nats per sample
     "The mean log-likelihoods of one panel as an array."
     part = frame[(frame.way == way) & (frame.sigma == sigma) & (frame.seed == seed) & (frame.quantity == "log_prob")]
@@ -187,7 +187,7 @@ def plot_grid(frame, # rows of fig4
         ax.set_xticklabels(SOURCES, fontsize=10); ax.set_xlabel("prior")
     return axes
 
-# %% ../nbs/21_smoothness.ipynb #ded7bbc5
+# %% ../nbs/21_smoothness.ipynb #a43f0fd9
 STYLE = {"fine-tuned": ("#D55E00", "o", "fine-tuned (the paper's way)"), "told": ("#0072B2", "s", "told the level"),
          "scratch": ("#009E73", "^", "from scratch"), "WaveNet": ("#CC79A7", "v", "WaveNet, fine-tuned"),
          "oracle": ("#555555", "x", "oracle that knows the formulas"), "noise-free": ("#000000", "D", "noise-free")}
@@ -208,7 +208,7 @@ def plot_against_sigma(frame, # rows of one quantity: way, seed, sigma, value
     ax.set_xticks(range(len(sigmas)), [f"{s:g}" for s in sigmas])
     return ax
 
-# %% ../nbs/21_smoothness.ipynb #8be87621
+# %% ../nbs/21_smoothness.ipynb #0de4678d
 def compare(flow, oracle, # rows of fig4-flowavenet and fig4-oracle
             sigma:float, quantity:str="accuracy", # or "auroc", the mean over the four priors
             n:int=600): # test waveforms -> dict
@@ -226,7 +226,7 @@ def compare(flow, oracle, # rows of fig4-flowavenet and fig4-oracle
              else "in the priors, not in the noise; but no way of training is clearly better than fine-tuning")
     return {**out, "best": best, "where": where}
 
-# %% ../nbs/21_smoothness.ipynb #0329b060
+# %% ../nbs/21_smoothness.ipynb #a20dc627
 @experiment("fig4-start")
 def fig4_start(preset, sigma=0.359):
     "Accuracy against training steps at one noise level: from the noise-free prior and from random weights, all else equal."
@@ -255,7 +255,7 @@ def fig4_start(preset, sigma=0.359):
     frame.attrs.update(sigma=sigma, items=n, samples=t, steps=recipe.steps, lr=recipe.lr)
     return frame
 
-# %% ../nbs/21_smoothness.ipynb #287b48b6
+# %% ../nbs/21_smoothness.ipynb #24cd4977
 POSITIONS = {  # where each path is asked; 0 is the true waveform
     "noise": (0, 0.001, 0.003, 0.01, 0.03, 0.077, 0.15, 0.359, 1),  # standard deviation
     "frequency": (-64, -16, -4, -1, -0.25, 0, 0.25, 1, 4, 16, 64),  # Hz
@@ -291,7 +291,7 @@ def walk(path:str, # one of POSITIONS
     end = data[item + 1][k] if path == "line" else waveform(other, f, a, phi, t)
     return torch.lerp(data[item][k], end, p[:, None].float())
 
-# %% ../nbs/21_smoothness.ipynb #786360a2
+# %% ../nbs/21_smoothness.ipynb #ed1b9745
 def probe(prior, # a Prior that is differentiable in its input
           x, # (b, t) where to ask
           toward, # (b, t) direction of home; its length does not matter
@@ -305,7 +305,7 @@ def probe(prior, # a Prior that is differentiable in its input
     slope = (gradient * toward).sum(-1) / toward.norm(dim=-1)  # NaN at home, where there is no way to go
     return dict(log_prob=value.detach(), norm=gradient.norm(dim=-1), slope=slope)
 
-# %% ../nbs/21_smoothness.ipynb #2cd65286
+# %% ../nbs/21_smoothness.ipynb #92da2656
 PROBED = (("noise-free", 0.0), *((way, s) for s in (0.077, 0.359) for way in ("fine-tuned", "told", "scratch")))
 PROBES = {"smoke": (1, 512), "laptop": (4, 2048), "paper": (12, 16000)}  # items, samples of each
 
@@ -334,7 +334,7 @@ def peakedness(preset):
     frame.attrs.update(data="toy test set, generated", items=len(items), samples=t, seed=0)
     return frame
 
-# %% ../nbs/21_smoothness.ipynb #1041ab89
+# %% ../nbs/21_smoothness.ipynb #e44bd994
 PATH_UNITS = dict(noise="noise added (standard deviation)", frequency="change of frequency (Hz)", phase="change of phase (rad)",
                   amplitude="change of amplitude", bend="frequency of the second half (Hz off)", line="way to another waveform",
                   morph="way to another shape")
@@ -368,7 +368,7 @@ def relative(frame): # rows of peakedness -> the same with a column `change`
     home = frame[frame.position == 0].set_index(keys).log_prob
     return frame.assign(change=frame.log_prob.to_numpy() - home.loc[pd.MultiIndex.from_frame(frame[keys])].to_numpy())
 
-# %% ../nbs/21_smoothness.ipynb #c3a4e67e
+# %% ../nbs/21_smoothness.ipynb #5cf0cc0a
 def halfway(positions, values, drop=1.0): # ascending positions from 0, log-likelihoods -> position
     "Where the log-likelihood has fallen by `drop` from its first value, linearly interpolated; inf if it never does."
     positions, values = np.asarray(positions, float), np.asarray(values, float)
@@ -385,7 +385,7 @@ def noise_costs(frame, drop=1.0): # rows of peakedness -> Series over (way, sigm
     mean = frame[frame.path == "noise"].groupby(["way", "sigma", "source", "position"], sort=False).log_prob.mean()
     return mean.groupby(level=[0, 1, 2], sort=False).apply(lambda v: halfway(v.index.get_level_values("position"), v, drop))
 
-# %% ../nbs/21_smoothness.ipynb #063caa02
+# %% ../nbs/21_smoothness.ipynb #770dd1ce
 def points_home(frame, path): # rows of peakedness -> Series over (way, sigma, distance from home)
     "Share of the waveforms whose gradient has a part that points home, by the distance from home."
     part = frame[(frame.path == path) & frame.cosine.notna()]
@@ -413,7 +413,7 @@ def basins(frame, t): # rows of peakedness, samples of a waveform -> DataFrame
                          **{path: span(share(path) >= 0.75) for path in ("line", "bend", "frequency")}))
     return pd.DataFrame(rows)
 
-# %% ../nbs/21_smoothness.ipynb #35e0ea46
+# %% ../nbs/21_smoothness.ipynb #62eaaefb
 def verdicts(results=None): # {experiment: (DataFrame, info)} to judge; what is missing is read from the stored ones -> DataFrame
     "The paper's claims of section 3.3 beside what the stored results say: claim, ours, verdict."
     names = ("fig4-flowavenet", "fig4-wavenet", "fig4-oracle", "peakedness")

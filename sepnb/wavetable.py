@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WIDTHS', 'positions', 'Tables', 'refine', 'tree', 'WavetableConfig', 'strongest_line', 'learn', 'Wavetable', 'Search']
 
-# %% ../nbs/16_wavetable.ipynb #edaf739c
+# %% ../nbs/16_wavetable.ipynb #ddb4b16e
 import math
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .training import Prior, check_batch
 
-# %% ../nbs/16_wavetable.ipynb #e5e80214
+# %% ../nbs/16_wavetable.ipynb #f5275b60
 def _jit(f):
     "Compiled by numba, with a cache on disk where there is a place for one."
     try:
@@ -90,7 +90,7 @@ def _error(x, s, theta, edges, coef, cell, jump_at, jump_by, jumps, h): # -> r'r
         e += r * r
     return e
 
-# %% ../nbs/16_wavetable.ipynb #f5f820aa
+# %% ../nbs/16_wavetable.ipynb #18664f4b
 def positions(t): # -> (t,) sample positions, 0 in the middle: there frequency and phase do not depend on each other
     return np.arange(t) - 0.5 * (t - 1)
 
@@ -145,7 +145,7 @@ class Tables:
         w = _render(u, np.tile([1.0, 0.0, 1.0], (len(self.cell), 1)), *self._args(0.0))
         return np.fft.fft(w)[:, 1 : n + 1] / 8192 * np.exp(-1j * np.pi * np.arange(1, n + 1) / 8192)
 
-# %% ../nbs/16_wavetable.ipynb #b80be6db
+# %% ../nbs/16_wavetable.ipynb #c550e5f1
 WIDTHS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)  # half-widths of the widened jumps, cycles
 _FEW = 2048  # samples that suffice while jumps are widened by a hundredth of a cycle or more
 
@@ -188,7 +188,7 @@ def refine(x, # (t,) float64
             break
     return best, least / energy
 
-# %% ../nbs/16_wavetable.ipynb #3ccc4767
+# %% ../nbs/16_wavetable.ipynb #46810246
 def _legendre(v): # (n,) -> (n, 4)
     return np.stack([np.ones_like(v), v, 1.5 * v * v - 0.5, 2.5 * v**3 - 1.5 * v], -1)
 
@@ -258,7 +258,7 @@ def tree(u, y, # (n,) positions in the cycle, [0, 1), and values there
     powers = np.stack([c[:, 0] - 0.5 * c[:, 2], c[:, 1] - 1.5 * c[:, 3], 1.5 * c[:, 2], 2.5 * c[:, 3]], 1)
     return np.array([p[3] for p in parts] + [1.0]), powers
 
-# %% ../nbs/16_wavetable.ipynb #6ae40c3f
+# %% ../nbs/16_wavetable.ipynb #5b284eba
 @dataclass(frozen=True)
 class WavetableConfig:
     "How a wavetable is learned."
@@ -317,7 +317,7 @@ def learn(data, # data.batch(indices) -> (b, t): recordings of one class
     quantiles = np.quantile(np.stack([np.concatenate(f), level]), np.linspace(0, 1, 101), axis=1).T
     return table, quantiles, history
 
-# %% ../nbs/16_wavetable.ipynb #f09031a3
+# %% ../nbs/16_wavetable.ipynb #e42382e4
 class Wavetable(Prior):
     "A prior over steady periodic tones: one learned cycle, and quantiles of pitch and level."
 
@@ -379,7 +379,7 @@ class Wavetable(Prior):
         theta = np.stack([f / self.config.rate, r[:, 2], a], 1)
         return torch.from_numpy(Tables([self.table] * n).render(theta, t)).float()
 
-# %% ../nbs/16_wavetable.ipynb #14d2b032
+# %% ../nbs/16_wavetable.ipynb #58ecf488
 class Search:
     "Finds the tones that explain most of a waveform, over all classes, pitches and phases of a grid."
 
