@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'FEWER', 'SCORES', 'SCORE_SIZES', 'cross_log_prob', 'accurac
            'fig3_wavenet', 'fig3_wavenet_released', 'as_cross', 'wilson', 'plot_cross', 'log_density', 'fig3_score',
            'readme_picture']
 
-# %% ../nbs/20_likelihood.ipynb #bd1bf0e3
+# %% ../nbs/20_likelihood.ipynb #acf1a436
 import math
 
 import matplotlib.pyplot as plt
@@ -22,7 +22,7 @@ from .score import ScorePrior
 from .toy import SOURCES, ToyData
 from .training import noisy
 
-# %% ../nbs/20_likelihood.ipynb #6b599238
+# %% ../nbs/20_likelihood.ipynb #01aa3b59
 @torch.no_grad()
 def cross_log_prob(bank, # a PriorBank of K priors
                    data, # data.batch(indices) -> (b, k, t)
@@ -36,7 +36,7 @@ def cross_log_prob(bank, # a PriorBank of K priors
     starts = tqdm(range(0, n, batch), desc="cross-likelihood", disable=not progress)
     return torch.cat([bank.cross_log_prob(data.batch(range(i, min(i + batch, n))), sigma) for i in starts])
 
-# %% ../nbs/20_likelihood.ipynb #b9bae953
+# %% ../nbs/20_likelihood.ipynb #e75d15c8
 def accuracy(cross): # (n, k_source, k_prior) -> float
     "Share of waveforms whose most likely prior is that of their own source."
     return (cross.argmax(-1) == torch.arange(cross.shape[1])).double().mean().item()
@@ -52,7 +52,7 @@ def auroc(cross): # (n, k_source, k_prior) -> (k_prior,)
         out.append(below.double().mean() / 2 / len(other))
     return torch.stack(out)
 
-# %% ../nbs/20_likelihood.ipynb #b2b5e84b
+# %% ../nbs/20_likelihood.ipynb #9d5f0216
 SIZES = {"smoke": (40, 1024), "laptop": (1500, 2048), "paper": (1500, 16000)}  # items, samples of each
 FEWER = {"wavenet": 5, "wavenet-released": 10}  # a WaveNet costs several times a FloWaveNet: a share of the items
 
@@ -88,7 +88,7 @@ def fig3_wavenet_released(preset):
     "The same with the code index as one scalar, and logits through a sigmoid, as in the released code."
     return fig3("wavenet-released", "toy", preset)
 
-# %% ../nbs/20_likelihood.ipynb #41b5f0a5
+# %% ../nbs/20_likelihood.ipynb #07bc6c11
 def as_cross(frame, names=SOURCES): # -> (n, k_source, k_prior)
     "The rows of an experiment as a tensor again."
     ordered = frame.assign(source=pd.Categorical(frame.source, names), prior=pd.Categorical(frame.prior, names))
@@ -123,7 +123,7 @@ def plot_cross(cross, # (n, k_source, k_prior) nats per waveform
     plt.colorbar(image, ax=ax, label="mean log-likelihood, nats per sample", shrink=0.85)
     return ax
 
-# %% ../nbs/20_likelihood.ipynb #26a80fa2
+# %% ../nbs/20_likelihood.ipynb #60eb4a6e
 SCORES = {"wavetable": "wavetable", "score-pitch": "score, pitch-locked", "score-blackbox": "score, black box"}
 SCORE_SIZES = {"smoke": (1, 1024, 2), "laptop": (12, 1024, 10), "paper": (300, 1024, 32)}  # items, samples, steps of the ODE
 
@@ -149,7 +149,7 @@ def fig3_score(preset):
     frame.attrs.update(data="toy test set with noise, generated", items=n, samples=t, ode_steps=steps)
     return frame
 
-# %% ../nbs/20_likelihood.ipynb #21286daf
+# %% ../nbs/20_likelihood.ipynb #3a5d5623
 def readme_picture(path):
     "Fig. 3 for both model families side by side, as a PNG."
     fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")

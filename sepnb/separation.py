@@ -9,7 +9,7 @@ __all__ = ['COST', 'METHODS', 'SUPERVISED', 'ITEMS', 'SIGMAS', 'DOWN', 'ROWS', '
            'load_supervised', 'formula_bank', 'Row', 'separate_toy', 'separation_bss', 'label', 'separation_table',
            'story', 'plot_story', 'readme_picture', 'separation_ablation', 'separation_beyond']
 
-# %% ../nbs/32_separation.ipynb #dcf817f9
+# %% ../nbs/32_separation.ipynb #50558236
 import itertools, math, time
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -31,7 +31,7 @@ from .training import Prior, PriorBank, Recipe, check_batch, fit, load_weights, 
 from .wavenet import GatedStack
 from .wavetable import WIDTHS, Search, Tables, Wavetable, refine, tree
 
-# %% ../nbs/32_separation.ipynb #a49abdde
+# %% ../nbs/32_separation.ipynb #aeb80298
 COST = 60.0  # nats of twice the log-likelihood that one more tone must gain: 3 ln t for its parameters, the rest for the search
 
 class _Pursuit:
@@ -134,7 +134,7 @@ def pursuit(mixes, # (b, t), the mean of the sources
 
 
 
-# %% ../nbs/32_separation.ipynb #c9d74a24
+# %% ../nbs/32_separation.ipynb #33dd116f
 def denoised(prior, x, sigma): # (b, t) -> (b, t)
     "What a prior makes of noisy waveforms: its `denoise`, or Tweedie's formula for a noise-conditional likelihood."
     if hasattr(prior, "denoise"):
@@ -230,7 +230,7 @@ def repaired(mixes, bank, sigmas, # as in `coordinate`
             s[i], left[i] = tried[best], e[best]
     return s
 
-# %% ../nbs/32_separation.ipynb #e1bcb3e2
+# %% ../nbs/32_separation.ipynb #56772547
 @torch.no_grad()
 def dirac(mixes, bank, sigmas, generator=None, callback=None): # -> (b, k, t) sources
     "Reverse diffusion under the Dirac constraint (multi-source diffusion models): the last source is N m minus the others."
@@ -261,7 +261,7 @@ def projection(mixes, bank, sigmas, generator=None, callback=None): # -> (b, k, 
             callback(step, a, x)
     return x
 
-# %% ../nbs/32_separation.ipynb #d2b92116
+# %% ../nbs/32_separation.ipynb #191616d4
 METHODS = ("pursuit", "coordinate", "projection", "dirac")
 
 def _bank(priors): # the name of a data set, or a PriorBank
@@ -350,7 +350,7 @@ def separate_file(path, # an audio file
     stems, share = separate(x, bank, rate=rate, **options)
     return [audio.save(out / f"{name}.wav", s.clamp(-1, 1), rate, "FLOAT") for name, s in zip(bank.names, stems)], share
 
-# %% ../nbs/32_separation.ipynb #c6a35c51
+# %% ../nbs/32_separation.ipynb #79a68c6a
 @dataclass(frozen=True)
 class SupervisedConfig:
     "A network from mixes to sources; fields as in `BlackBoxConfig`."
@@ -426,7 +426,7 @@ def load_supervised(preset=None): # -> Supervised, minutes of its training
     meta = load_weights(model, path)
     return model.eval().requires_grad_(False), meta["seconds"] / 60
 
-# %% ../nbs/32_separation.ipynb #9f2a8bd5
+# %% ../nbs/32_separation.ipynb #923a47b9
 ITEMS = {"smoke": 2, "laptop": 1500, "paper": 1500}  # mixes; a method that takes long gets a share of them
 
 
@@ -567,7 +567,7 @@ def separation_bss(preset): # -> DataFrame, one row per row of the table, item a
     frame.attrs.update(data="toy test set, generated", items=len(sources), samples=16000)
     return frame
 
-# %% ../nbs/32_separation.ipynb #ee244e60
+# %% ../nbs/32_separation.ipynb #478aae43
 LABELS = {"mix": "the mix itself", "mask": "ideal ratio mask, an oracle", "formulas": "pursuit with the true formulas, an oracle",
           "supervised": "a supervised network", "pursuit": "pursuit, wavetables", "coordinate": "coordinate denoising", "repaired": "coordinate denoising, repaired",
           "projection": "projected diffusion", "dirac": "Dirac diffusion", "langevin": "annealed Langevin"}
@@ -595,7 +595,7 @@ def separation_table(rows=None, preset=None): # -> DataFrame
     digits = {"mean": 1, "median": 1, "worst": 1, "SDR": 1, "above 10 dB (%)": 2, "CPU s per mix": 2, "slowest (s)": 2}
     return pd.DataFrame(table).set_index("method, prior").round(digits)
 
-# %% ../nbs/32_separation.ipynb #c758effe
+# %% ../nbs/32_separation.ipynb #bf792809
 def story(item:int=9, quick:bool=False): # -> sources (1, 4, t), Langevin's estimate (1, 4, t), the pursuit's (1, 4, t)
     "One mix, separated the paper's way (annealed Langevin dynamics over conditional FloWaveNets, a quarter of a second) and by pursuit."
     data = toy.ToyData("test", t=512 if quick else 4096)
@@ -628,7 +628,7 @@ def readme_picture(path):
     fig = plot_story(*story())
     fig.savefig(path, dpi=110)
 
-# %% ../nbs/32_separation.ipynb #3fb68f2a
+# %% ../nbs/32_separation.ipynb #457a145d
 def _ablation(bank):
     n = len(bank.names)
     loud = loudest_first(bank)
@@ -661,7 +661,7 @@ def separation_ablation(preset): # -> DataFrame, one row per setting, item and s
     frame.attrs.update(data="toy test set, generated", items=n, samples=16000)
     return frame
 
-# %% ../nbs/32_separation.ipynb #18123c1e
+# %% ../nbs/32_separation.ipynb #757b6d44
 def _beyond(n):
     "Name -> (sources (n, 4, t), mixes (n, t), rate): the test items with one assumption broken."
     data = toy.ToyData("test")
