@@ -7,7 +7,7 @@ __all__ = ['WIDEST', 'PAPER', 'SIZES', 'CASES', 'NAMES', 'constants', 'noises', 
            'table1_likelihood', 'lookup', 'short', 'beside', 'plot_constants', 'log_width', 'exact_ceiling', 'verdicts',
            'table1_typicality', 'area', 'typicality', 'table1_score']
 
-# %% ../nbs/22_constant.ipynb #005d1241
+# %% ../nbs/22_constant.ipynb #1a42845c
 import math
 
 import matplotlib.pyplot as plt
@@ -24,14 +24,14 @@ from .quantize import mulaw_decode, mulaw_encode
 from .toy import RANGES, SOURCES, ToyData, waveform
 from .training import noisy
 
-# %% ../nbs/22_constant.ipynb #d134a6fd
+# %% ../nbs/22_constant.ipynb #40d3f9e7
 WIDEST = LADDER[-1]
 PAPER = pd.DataFrame({("0", 0.0): (4.8e0, -7.0e2, 4.4e0, 1.8e0), ("0", WIDEST): (-5.0e-1, -3.1e0, 5.1e0, -2.0e11),
                       ("noise 0.5", 0.0): (-2.7e13, -3.4e9, -1.4e5, -1.1e11),
                       ("noise 0.5", WIDEST): (4.4e0, -5.8e1, 5.1e0, -3.8e5)}, SOURCES).T
 PAPER.index.names = ["input", "sigma"]
 
-# %% ../nbs/22_constant.ipynb #54e694fd
+# %% ../nbs/22_constant.ipynb #880f081e
 def constants(values, # the levels
               t:int): # samples -> (len(values), t)
     "One waveform per level, at that level throughout."
@@ -47,7 +47,7 @@ def noises(n:int, t:int, deviation:float=0.5, seed:int=0, model=None): # -> (n, 
     "Gaussian noise, clipped for a `model` that takes nothing beyond [-1, 1]."
     return noisy(torch.zeros(n, t), deviation, torch.Generator().manual_seed(seed), model)
 
-# %% ../nbs/22_constant.ipynb #bd6896f4
+# %% ../nbs/22_constant.ipynb #7b3b24f4
 @torch.no_grad()
 def per_sample(prior, # a FloWaveNet or a WaveNet
                x, # (b, t)
@@ -65,7 +65,7 @@ def per_sample(prior, # a FloWaveNet or a WaveNet
     values = torch.cat(parts, 1).double() / x.shape[-1]
     return dict(zip(("latent", "log_prob") if len(values) == 2 else ("log_prob",), values))
 
-# %% ../nbs/22_constant.ipynb #e853c80a
+# %% ../nbs/22_constant.ipynb #a856b4c6
 # samples of a waveform; how many test waveforms, training waveforms, draws of noise, constants
 SIZES = {"smoke": dict(t=512, items=8, train=12, draws=4, grid=5),
          "laptop": dict(t=2048, items=60, train=100, draws=20, grid=41),
@@ -86,7 +86,7 @@ def in_class(source, sigma, n, t, split="test", model=None, seed=1): # -> (n, t)
     x = ToyData(split, t=t).batch(range(n))[:, SOURCES.index(source)]
     return noisy(x, sigma, torch.Generator().manual_seed(seed), model) if sigma else x
 
-# %% ../nbs/22_constant.ipynb #c2a593dd
+# %% ../nbs/22_constant.ipynb #c5af98fd
 @experiment("table1-likelihood")
 def table1_likelihood(preset):
     "Table 1: constants, noise and in-class waveforms under all priors; mean and spread in nats per sample."
@@ -109,7 +109,7 @@ def table1_likelihood(preset):
     frame.attrs.update(data="toy, generated", noise_seed=0, **size)
     return frame
 
-# %% ../nbs/22_constant.ipynb #bd5d21f3
+# %% ../nbs/22_constant.ipynb #0d774bcf
 def lookup(frame, model="flowavenet", convention="log_prob", value="nats_per_sample"): # -> DataFrame
     "The rows of one model and convention as a table: (sigma, input) down, priors across."
     part = frame[(frame.model == model) & (frame.convention == convention)]
@@ -135,7 +135,7 @@ def beside(frame): # -> DataFrame
                 rows[name, sigma, kind] = table.loc[(sigma, name)].map(short)
     return pd.DataFrame(rows).T.rename_axis(["input", "sigma", "numbers"])[list(SOURCES)]
 
-# %% ../nbs/22_constant.ipynb #b5eea87a
+# %% ../nbs/22_constant.ipynb #7c150929
 NAMES = {"flowavenet": "FloWaveNet", "flowavenet-conditional": "FloWaveNet told sigma", "wavenet": "WaveNet"}
 
 
@@ -160,7 +160,7 @@ def plot_constants(frame, models=("flowavenet", "wavenet"), linthresh=10.0): # -
     axes[0, 0].legend(fontsize=9)
     return fig
 
-# %% ../nbs/22_constant.ipynb #f60cf99c
+# %% ../nbs/22_constant.ipynb #b2b6f166
 def log_width(x, # (..., t) in [-1, 1]
               classes:int=256): # -> (...,) nats per sample
     "Mean log-width of the mu-law codes that `x` falls into: subtracted from a log-mass it leaves a log-density."
@@ -169,7 +169,7 @@ def log_width(x, # (..., t) in [-1, 1]
     at = lambda shift: edge(((codes + shift) / (classes - 1) * 2 - 1).clamp(-1, 1))
     return (at(0.5) - at(-0.5)).log().mean(-1)
 
-# %% ../nbs/22_constant.ipynb #0a05cd68
+# %% ../nbs/22_constant.ipynb #73919d84
 def exact_ceiling(x, # (b, t)
             source:str, # whose waveforms
             sigma:float, # noise level
@@ -188,7 +188,7 @@ def exact_ceiling(x, # (b, t)
         nearest = torch.minimum(nearest, distance.min(1).values.double())
     return -0.5 * math.log(2 * math.pi * sigma**2) - nearest / (2 * sigma**2 * t)
 
-# %% ../nbs/22_constant.ipynb #b52b3a8d
+# %% ../nbs/22_constant.ipynb #b81e01ef
 def verdicts(frame=None, # of "table1-likelihood"; None means the stored one
              model:str="flowavenet", convention:str="log_prob"): # -> DataFrame of claim, ours, verdict
     "The paper's sentences about Table 1, our numbers, and whether the first follow from the second."
@@ -237,7 +237,7 @@ def verdicts(frame=None, # of "table1-likelihood"; None means the stored one
     rows = [(claim, ours, "holds" if all(checks) else half(checks)) for claim, ours, checks in rows]
     return pd.DataFrame(rows, columns=["claim", "ours", "verdict"])
 
-# %% ../nbs/22_constant.ipynb #349f63f6
+# %% ../nbs/22_constant.ipynb #2b9b9c3f
 @experiment("table1-typicality")
 def table1_typicality(preset):
     "Log-likelihood of training and test waveforms, other sources, constants and noise; one row per waveform and prior."
@@ -263,7 +263,7 @@ def table1_typicality(preset):
                        value="frequency in Hz of a waveform, level of a constant, deviation of noise")
     return frame
 
-# %% ../nbs/22_constant.ipynb #63bf0c56
+# %% ../nbs/22_constant.ipynb #592387b9
 def area(own, other): # arrays of scores -> float
     "The chance that a score of `own` exceeds one of `other` (AUROC); ties count half."
     own, other = np.asarray(own)[:, None], np.asarray(other)[None]
@@ -283,7 +283,7 @@ def typicality(frame): # of "table1-typicality" -> DataFrame
                              typicality=area(-np.abs(own + entropy), -np.abs(other + entropy))))
     return pd.DataFrame(rows)
 
-# %% ../nbs/22_constant.ipynb #e2f4565a
+# %% ../nbs/22_constant.ipynb #e02acf18
 @experiment("table1-score")
 def table1_score(preset):
     "Table 1 for wavetables and score networks at the widest level of noise; mean and spread in nats per sample."

@@ -9,7 +9,7 @@ __all__ = ['COST', 'METHODS', 'SUPERVISED', 'ITEMS', 'SIGMAS', 'DOWN', 'ROWS', '
            'load_supervised', 'formula_bank', 'Row', 'separate_toy', 'separation_bss', 'label', 'separation_table',
            'story', 'plot_story', 'readme_picture', 'separation_ablation', 'separation_beyond']
 
-# %% ../nbs/32_separation.ipynb #50558236
+# %% ../nbs/32_separation.ipynb #4585dbe8
 import itertools, math, time
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -31,7 +31,7 @@ from .training import Prior, PriorBank, Recipe, check_batch, fit, load_weights, 
 from .wavenet import GatedStack
 from .wavetable import WIDTHS, Search, Tables, Wavetable, refine, tree
 
-# %% ../nbs/32_separation.ipynb #aeb80298
+# %% ../nbs/32_separation.ipynb #ba046a02
 COST = 60.0  # nats of twice the log-likelihood that one more tone must gain: 3 ln t for its parameters, the rest for the search
 
 class _Pursuit:
@@ -134,7 +134,7 @@ def pursuit(mixes, # (b, t), the mean of the sources
 
 
 
-# %% ../nbs/32_separation.ipynb #33dd116f
+# %% ../nbs/32_separation.ipynb #7b380f9f
 def denoised(prior, x, sigma): # (b, t) -> (b, t)
     "What a prior makes of noisy waveforms: its `denoise`, or Tweedie's formula for a noise-conditional likelihood."
     if hasattr(prior, "denoise"):
@@ -230,7 +230,7 @@ def repaired(mixes, bank, sigmas, # as in `coordinate`
             s[i], left[i] = tried[best], e[best]
     return s
 
-# %% ../nbs/32_separation.ipynb #56772547
+# %% ../nbs/32_separation.ipynb #155b2e99
 @torch.no_grad()
 def dirac(mixes, bank, sigmas, generator=None, callback=None): # -> (b, k, t) sources
     "Reverse diffusion under the Dirac constraint (multi-source diffusion models): the last source is N m minus the others."
@@ -261,7 +261,7 @@ def projection(mixes, bank, sigmas, generator=None, callback=None): # -> (b, k, 
             callback(step, a, x)
     return x
 
-# %% ../nbs/32_separation.ipynb #191616d4
+# %% ../nbs/32_separation.ipynb #4ce7540c
 METHODS = ("pursuit", "coordinate", "projection", "dirac")
 
 def _bank(priors): # the name of a data set, or a PriorBank
@@ -350,7 +350,7 @@ def separate_file(path, # an audio file
     stems, share = separate(x, bank, rate=rate, **options)
     return [audio.save(out / f"{name}.wav", s.clamp(-1, 1), rate, "FLOAT") for name, s in zip(bank.names, stems)], share
 
-# %% ../nbs/32_separation.ipynb #79a68c6a
+# %% ../nbs/32_separation.ipynb #35778380
 @dataclass(frozen=True)
 class SupervisedConfig:
     "A network from mixes to sources; fields as in `BlackBoxConfig`."
@@ -426,7 +426,7 @@ def load_supervised(preset=None): # -> Supervised, minutes of its training
     meta = load_weights(model, path)
     return model.eval().requires_grad_(False), meta["seconds"] / 60
 
-# %% ../nbs/32_separation.ipynb #923a47b9
+# %% ../nbs/32_separation.ipynb #c7796688
 ITEMS = {"smoke": 2, "laptop": 1500, "paper": 1500}  # mixes; a method that takes long gets a share of them
 
 
@@ -483,6 +483,8 @@ ROWS = {
     "coordinate-blackbox": _row(coordinate, "score-blackbox", 25, 1024, sigmas=SIGMAS["blackbox"]),
     "repaired-blackbox": _row(repaired, "score-blackbox", 25, 1024, after="coordinate-blackbox", sigmas=SIGMAS["blackbox"],
                               enough=1e-4, restarts=5, exchange=False),
+    "exchanged-blackbox": _row(repaired, "score-blackbox", 25, 1024, after="repaired-blackbox", sigmas=SIGMAS["blackbox"],
+                               enough=1e-4, restarts=0),
     "coordinate-flowavenet": _row(coordinate, "flowavenet-conditional", 150, 1024, sigmas=SIGMAS["flowavenet"]),
     "projection-wavetable": _row(projection, "wavetable", 100, sigmas=falling(1, 1e-2, 12)),
     "projection-pitch": _row(projection, "score-pitch", 100, sigmas=falling(1, 1e-2, 12)),
@@ -567,9 +569,9 @@ def separation_bss(preset): # -> DataFrame, one row per row of the table, item a
     frame.attrs.update(data="toy test set, generated", items=len(sources), samples=16000)
     return frame
 
-# %% ../nbs/32_separation.ipynb #478aae43
+# %% ../nbs/32_separation.ipynb #0228cde0
 LABELS = {"mix": "the mix itself", "mask": "ideal ratio mask, an oracle", "formulas": "pursuit with the true formulas, an oracle",
-          "supervised": "a supervised network", "pursuit": "pursuit, wavetables", "coordinate": "coordinate denoising", "repaired": "coordinate denoising, repaired",
+          "supervised": "a supervised network", "pursuit": "pursuit, wavetables", "coordinate": "coordinate denoising", "repaired": "coordinate denoising, repaired", "exchanged": "the same, then labels exchanged",
           "projection": "projected diffusion", "dirac": "Dirac diffusion", "langevin": "annealed Langevin"}
 KINDS = {"wavetable": "wavetables", "flowavenet": "conditional FloWaveNets", "pitch": "pitch-locked score networks",
          "blackbox": "black-box score networks"}
@@ -595,7 +597,7 @@ def separation_table(rows=None, preset=None): # -> DataFrame
     digits = {"mean": 1, "median": 1, "worst": 1, "SDR": 1, "above 10 dB (%)": 2, "CPU s per mix": 2, "slowest (s)": 2}
     return pd.DataFrame(table).set_index("method, prior").round(digits)
 
-# %% ../nbs/32_separation.ipynb #bf792809
+# %% ../nbs/32_separation.ipynb #e6c85cde
 def story(item:int=9, quick:bool=False): # -> sources (1, 4, t), Langevin's estimate (1, 4, t), the pursuit's (1, 4, t)
     "One mix, separated the paper's way (annealed Langevin dynamics over conditional FloWaveNets, a quarter of a second) and by pursuit."
     data = toy.ToyData("test", t=512 if quick else 4096)
@@ -628,7 +630,7 @@ def readme_picture(path):
     fig = plot_story(*story())
     fig.savefig(path, dpi=110)
 
-# %% ../nbs/32_separation.ipynb #457a145d
+# %% ../nbs/32_separation.ipynb #9bd9c5a9
 def _ablation(bank):
     n = len(bank.names)
     loud = loudest_first(bank)
@@ -661,7 +663,7 @@ def separation_ablation(preset): # -> DataFrame, one row per setting, item and s
     frame.attrs.update(data="toy test set, generated", items=n, samples=16000)
     return frame
 
-# %% ../nbs/32_separation.ipynb #757b6d44
+# %% ../nbs/32_separation.ipynb #050aa46a
 def _beyond(n):
     "Name -> (sources (n, 4, t), mixes (n, t), rate): the test items with one assumption broken."
     data = toy.ToyData("test")
