@@ -571,7 +571,8 @@ def separation_bss(preset): # -> DataFrame, one row per row of the table, item a
 
 # %% ../nbs/32_separation.ipynb #0228cde0
 LABELS = {"mix": "the mix itself", "mask": "ideal ratio mask, an oracle", "formulas": "pursuit with the true formulas, an oracle",
-          "supervised": "a supervised network", "pursuit": "pursuit, wavetables", "coordinate": "coordinate denoising", "repaired": "coordinate denoising, repaired", "exchanged": "the same, then labels exchanged",
+          "supervised": "a supervised network", "pursuit": "pursuit, wavetables", "coordinate": "coordinate denoising",
+          "repaired": "coordinate denoising, repaired", "exchanged": "coordinate denoising, repaired twice",
           "projection": "projected diffusion", "dirac": "Dirac diffusion", "langevin": "annealed Langevin"}
 KINDS = {"wavetable": "wavetables", "flowavenet": "conditional FloWaveNets", "pitch": "pitch-locked score networks",
          "blackbox": "black-box score networks"}
