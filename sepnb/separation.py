@@ -521,7 +521,10 @@ def separate_toy(row:str, preset:str): # -> DataFrame, one row per item and sour
     n, done = max(ITEMS[preset] // how.share, 1), None
     items = list(range(n))
     if how.after:
-        before = result(f"separation-toy-{how.after}", preset)[0]
+        try:
+            before = result(f"separation-toy-{how.after}", preset)[0]
+        except FileNotFoundError:
+            before = separate_toy(how.after, preset)
         done = before[before.unexplained <= how.enough]
         items = [i for i in items if i not in set(done["item"])]
     bank = _prior(how.prior, preset)
