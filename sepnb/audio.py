@@ -10,7 +10,6 @@ __all__ = ['RATE', 'COLORS', 'png', 'use_style', 'check_wave', 'players', 'playe
 import base64, html, io, math, os, struct, tempfile, wave
 from pathlib import Path
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
@@ -107,6 +106,8 @@ def scrubber(frames, # [(figure, what is heard)]; the figures are closed
              description:str="frame", # left of the slider
              ): # -> ipywidgets box
     "A slider over frames that are drawn beforehand: it works on a page without a running kernel."
+    import ipywidgets  # slow to import, and of no use to the command line
+
     shown = []
     for fig, sound in frames:
         shown.append(ipywidgets.Output())

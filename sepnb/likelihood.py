@@ -139,12 +139,14 @@ def fig3_score(preset):
     "Fig. 3 for priors of noisy waveforms: wavetables and both kinds of score networks, at two levels of noise."
     (n, t, steps), names, rows = SCORE_SIZES[preset], DATA["toy"], []
     clean = ToyData("test", t=t).batch(range(n)).flatten(0, 1)
-    for kind, sigma in tqdm([(kind, sigma) for kind in SCORES for sigma in (0.077, 0.359)], desc="score priors"):
-        x = noisy(clean, sigma, torch.Generator().manual_seed(0))
-        for name, prior in zip(names, load_bank(kind, "toy", preset).priors):
-            values = log_density(prior, x, sigma, steps).tolist()
-            rows += [dict(kind=kind, sigma=sigma, item=i // len(names), source=names[i % len(names)], prior=name,
-                          log_prob=float(f"{v:.7g}")) for i, v in enumerate(values)]
+    for kind in tqdm(SCORES, desc="score priors"):
+        bank = load_bank(kind, "toy", preset)
+        for sigma in (0.077, 0.359):
+            x = noisy(clean, sigma, torch.Generator().manual_seed(0))
+            for name, prior in zip(names, bank.priors):
+                values = log_density(prior, x, sigma, steps).tolist()
+                rows += [dict(kind=kind, sigma=sigma, item=i // len(names), source=names[i % len(names)], prior=name,
+                              log_prob=float(f"{v:.7g}")) for i, v in enumerate(values)]
     frame = pd.DataFrame(rows)
     frame.attrs.update(data="toy test set with noise, generated", items=n, samples=t, ode_steps=steps)
     return frame

@@ -48,6 +48,12 @@ def test_readme_numbers_are_the_stored_ones():
         line = next(line for line in readme.splitlines() if f"reproduce separation-toy-{name}`" in line)
         gain = frame.si_sdri
         assert f"mean {gain.mean():.1f}, median {gain.median():.1f}, worst {gain.min():.1f} dB" in line and f"{info['items']} test mixes" in line
+    for name in ("repaired-pitch", "exchanged-blackbox"):
+        frame, info = presets.result(f"separation-toy-{name}", "laptop")
+        line = next(line for line in readme.splitlines() if f"`separation-toy-{name}`" in line)
+        gain = frame.si_sdri
+        assert f"mean {gain.mean():.1f}, median {gain.median():.1f}, worst {gain.min():.1f} dB, {100 * (gain > 10).mean():.2f} % above 10 dB" in line
+        assert f"{info['items']} test mixes" in line
     frame, info = presets.result("separation-toy-pursuit", "laptop")
     assert f"mean {frame.si_sdri.mean():.1f} dB" in readme and f"{100 * (frame.si_sdri > 10).mean():.2f} % of the sources above 10 dB" in readme
     fig4, _ = presets.result("fig4-flowavenet", "laptop")
