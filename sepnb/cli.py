@@ -26,8 +26,7 @@ def train(model: Annotated[str, typer.Argument(help="flowavenet, wavenet, or ano
           run: Annotated[Optional[Path], typer.Option(help="folder of the checkpoint; default: runs/PRESET/DATA/MODEL-SOURCE")] = None,
           workers: Annotated[int, typer.Option(help="processes that prepare batches", min=0)] = 0,
           sigma: Annotated[float, typer.Option(help="noise level to fine-tune the noise-free prior for; 0 trains that", min=0)] = 0.0,
-          seed: Annotated[int, typer.Option(help="another seed is another training run", min=0)] = 0,
-          compiled: Annotated[bool, typer.Option("--compile", help="compile the likelihood first: minutes of waiting, then faster steps")] = False):
+          seed: Annotated[int, typer.Option(help="another seed is another training run", min=0)] = 0):
     """Train one prior (or all of them) and store its weights under artifacts/weights.
 
     Killed and started again, it goes on from its last checkpoint and ends with the same weights.
@@ -38,7 +37,7 @@ def train(model: Annotated[str, typer.Argument(help="flowavenet, wavenet, or ano
     if run is not None and len(names) > 1:
         raise ValueError("--run names the folder of one training run; give one source, or leave --run out")
     for name in names:
-        typer.echo(f"{name}: {presets.train(model, data, name, preset, run=run, workers=workers, sigma=sigma, seed=seed, compiled=compiled)}")
+        typer.echo(f"{name}: {presets.train(model, data, name, preset, run=run, workers=workers, sigma=sigma, seed=seed)}")
 
 # %% ../nbs/90_cli.ipynb #0d76190d
 def _experiments():

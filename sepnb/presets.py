@@ -143,7 +143,7 @@ def new_prior(model:str, data:str, source:str, preset=None, sigma=0., seed:int=0
 
 def train(model:str, data:str, source:str, preset=None, run=None, progress=True, workers:int=0,
           sigma=0., # noise level to train for; 0 is noise-free
-          seed:int=0, compiled:bool=False): # the latter as in `fit` -> Path of the weights
+          seed:int=0): # -> Path of the weights
     """Trains one prior by its preset, keeps its checkpoint in `run`, and writes fp16 weights with their provenance.
 
     Killed and started again with the same `run` (default `runs/<preset>/<data>/<name of the weights>`), it resumes.
@@ -160,10 +160,10 @@ def train(model:str, data:str, source:str, preset=None, run=None, progress=True,
     else:
         loss = denoising_loss if isinstance(prior, ScorePrior) else noisy_nll(recipe.noise)
         metrics = fit(prior, loss, items, recipe, run=run or Path("runs") / preset / data / path.stem,
-                      progress=progress, workers=workers, compiled=compiled, what=dict(data=data, source=source))
+                      progress=progress, workers=workers, what=dict(data=data, source=source))
         steps, final_loss = recipe.steps, metrics.loss.iloc[-1]
         dtype = torch.float32 if model == "score-pitch" else torch.float16  # its edges need every digit
-    save_weights(prior, path, dtype, preset=preset, data=data, source=source, recipe=asdict(recipe), steps=steps, compiled=compiled,
+    save_weights(prior, path, dtype, preset=preset, data=data, source=source, recipe=asdict(recipe), steps=steps,
                  seconds=round(time.time() - start), final_loss=final_loss, **provenance())
     return path
 

@@ -343,7 +343,6 @@ def fit(model, # a Prior, trained in place
         every:int=None, # steps between checkpoints and between rows of the metrics; None is 200, or a fifth of a short run
         what:dict=None, # what is trained on which data: kept in the checkpoint, and only the same is resumed
         workers:int=0, # processes that prepare batches
-        compiled:bool=False, # torch.compile `log_prob`: a wait first, then faster steps, with other rounding
         callback=None, # callback(step, model) after every row of the metrics
         progress:bool=True): # -> DataFrame of step, loss, lr, grad_norm
     """Trains `model`; with `run`, resumes from its checkpoint and ends with the same weights as an undisturbed run.
@@ -371,8 +370,6 @@ def fit(model, # a Prior, trained in place
             loss_fn(model, random_crop(first, recipe.frame, generator), generator)
         start, rows = 0, []
         ema = {k: v.clone() for k, v in model.state_dict().items()} if recipe.ema else {}
-    if compiled:
-        model.log_prob = torch.compile(model.log_prob)  # of this object alone, until the end
     objective = _Objective(model, loss_fn)
     # accelerate wraps only where there is something to wrap; the bare model stays at hand for saving
     objective, optimizer_ = accelerator.prepare(objective, optimizer)
@@ -406,8 +403,6 @@ def fit(model, # a Prior, trained in place
                 write_whole(checkpoint.with_name("metrics.csv"), pd.DataFrame(rows).to_csv(index=False).encode())
             if callback is not None:
                 callback(done, model)
-    if compiled:
-        del model.log_prob
     if recipe.ema:
         model.load_state_dict(ema)
     model.eval()
