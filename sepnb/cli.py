@@ -42,7 +42,7 @@ def train(model: Annotated[str, typer.Argument(help="flowavenet, wavenet, or ano
 # %% ../nbs/90_cli.ipynb #0d76190d
 def _experiments():
     "Name -> function of every experiment; the notebooks register theirs when they are imported."
-    from sepnb import constant, langevin, likelihood, presets, separation, smoothness, speed  # noqa: F401
+    from sepnb import beyond, constant, langevin, likelihood, presets, separation, smoothness, speed  # noqa: F401
 
     return presets.EXPERIMENTS
 
@@ -72,7 +72,7 @@ def separate(mix: Annotated[Path, typer.Argument(help="an audio file: any sample
     "Separate a recording into one file per source, each as loud as it is in the mix."
     import math
 
-    from sepnb.separation import separate_file
+    from sepnb.recordings import separate_file
 
     paths, share = separate_file(mix, out, method=method, priors=priors, window=window, add_up=add_up)
     typer.echo("\n".join(str(p) for p in paths))
