@@ -313,13 +313,15 @@ def _with_models(f, used): # -> partial
 def reproduce(name:str, preset=None): # -> DataFrame
     "Runs one experiment and stores its table and provenance."
     preset, start, f = preset_name(preset), time.time(), EXPERIMENTS[_choose(name, EXPERIMENTS, "experiment")]
+    code_hash(partial(f, *MODELS.values()))  # reads the sources now: they may be edited while it runs
+    where = provenance()
     with weights_used() as used:
         frame = f(preset)
     folder = artifacts() / "results" / preset
     write_whole(folder / f"{name}.csv", frame.to_csv(index=False).encode())
     info = dict(name=name, preset=preset, seconds=round(time.time() - start, 1), made=time.strftime("%Y-%m-%d", time.gmtime()),
-                **{"seed": 0, "steps": None, **frame.attrs}, module=inspect.unwrap(getattr(f, "func", f)).__module__, **provenance(_with_models(f, used)),
-                weights=used)
+                **{"seed": 0, "steps": None, **frame.attrs}, module=inspect.unwrap(getattr(f, "func", f)).__module__, **where,
+                code=code_hash(_with_models(f, used)), weights=used)
     write_whole(folder / f"{name}.json", (json.dumps(info, indent=1) + "\n").encode())
     return frame
 
