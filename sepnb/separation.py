@@ -24,24 +24,21 @@ from .pursuit import pursuit
 from .samplers import coordinate, dirac, falling, loudest_first, projection, repaired, unexplained
 from .supervised import load_supervised
 from .training import PriorBank
-from .wavetable import Wavetable, tree
+from .wavetable import Wavetable
 
 # %% ../nbs/36_separation.ipynb #c7796688
 ITEMS = {"smoke": 2, "laptop": 1500, "paper": 1500}  # mixes; a method that takes long gets a share of them
 
 
-def formula_bank(): # -> PriorBank of Wavetables
-    "Wavetables that were not learned but computed from the generator's formulas: an oracle."
-    u = np.arange(2**16) / 2**16
-    bank = {}
-    for s in toy.SOURCES:
-        edges, coef = tree(u, toy.waveform(s, 1.0, t=2**16, rate=2**16).double().numpy(), width=1 / 64)
-        prior = bank[s] = Wavetable()
-        n = len(coef)
-        prior.pieces.fill_(n)
-        prior.edges[: n + 1], prior.coef[:n] = torch.from_numpy(edges.round(4) if n < 4 else edges), torch.from_numpy(coef)
-        prior.quantiles.copy_(torch.stack([torch.linspace(*toy.RANGES[k], 101, dtype=torch.float64) for k in "fa"]))
-    return PriorBank(bank)
+def formula_bank(pieces:int=64): # cubics in a cycle of the sine -> PriorBank of Wavetables
+    "Wavetables that were not learned but written down from the generator's formulas: an oracle."
+    # exact, not fitted to points of the formula: a fit puts a kink a little beside its place, and the whole table off
+    cycle = np.linspace(0, 1, pieces + 1)
+    sine = [np.polynomial.chebyshev.chebinterpolate(lambda v: np.sin(np.pi * (lo + hi + (hi - lo) * v)), 3) for lo, hi in zip(cycle, cycle[1:])]
+    tables = {"sine": (cycle, [np.polynomial.chebyshev.cheb2poly(c) for c in sine]), "saw": ([0, 1], [[0, 1, 0, 0]]),
+              "square": ([0, 0.5, 1], [[1, 0, 0, 0], [-1, 0, 0, 0]]), "triangle": ([0, 0.5, 1], [[0, 1, 0, 0], [0, -1, 0, 0]])}
+    ranges = np.stack([np.linspace(*toy.RANGES[k], 101) for k in "fa"])
+    return PriorBank({s: Wavetable().hold(*(np.array(v, float) for v in tables[s]), ranges) for s in toy.SOURCES})
 
 
 @dataclass(frozen=True)

@@ -331,11 +331,16 @@ class Wavetable(Prior):
     def learned(self, data, progress=True): # -> history, one row per round
         "Learns from recordings of one class, `data.batch(indices) -> (b, t)`."
         (edges, coef), quantiles, history = learn(data, self.config, progress)
+        self.hold(edges, coef, quantiles)
+        return history
+
+    def hold(self, edges, coef, quantiles): # (pieces + 1,), (pieces, 4), (2, 101) -> self
+        "Takes a table that is known already."
         n = len(coef)
         self.pieces.fill_(n), self.edges.fill_(1.0), self.coef.zero_()
-        self.edges[: n + 1], self.coef[:n] = torch.from_numpy(edges), torch.from_numpy(coef)
-        self.quantiles.copy_(torch.from_numpy(quantiles))
-        return history
+        self.edges[: n + 1], self.coef[:n] = torch.as_tensor(edges), torch.as_tensor(coef)
+        self.quantiles.copy_(torch.as_tensor(quantiles))
+        return self
 
     @property
     def table(self): # -> edges, coef
