@@ -18,13 +18,12 @@ from .evaluation import si_sdr_improvement
 from .presets import experiment, load_bank
 from .pursuit import pursuit
 from .samplers import coordinate, falling, loudest_first, repaired, unexplained
-from .separation import SIGMAS
 
 # %% ../nbs/37_beyond.ipynb #9bd9c5a9
 def _ablation(bank):
     n = len(bank.names)
     loud = loudest_first(bank)
-    four, g = SIGMAS["wavetable"], torch.Generator().manual_seed(0)
+    four, g = falling(0.5, 1e-2, 4), torch.Generator().manual_seed(0)
     yield "1 sweep, loudest first", partial(coordinate, sigmas=four[:1])
     yield "2 sweeps, loudest first", partial(coordinate, sigmas=falling(0.5, 0.05, 2))
     yield "4 sweeps, loudest first", partial(coordinate, sigmas=four)
