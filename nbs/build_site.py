@@ -154,9 +154,8 @@ class Page:
         return f"{{eq}}`{target}`" if label.startswith("eq-") else f"[{self.labels[label]}](#{target})"
 
     def href(self, full):
-        "Where Quarto's site documents a full name, as nbdev would write it"
-        module = self.syms[full]
-        return f"{module.removeprefix('sepnb.')}.html#{full.removeprefix(module + '.').lower()}"
+        "Where a full name is documented; Sphinx gives it the same anchor (nbdev's `#squeeze` would be that of a section, too)"
+        return f"{self.syms[full].removeprefix('sepnb.')}.html#{full}"
 
     def symbol(self, name):
         "The full name of a documented function, class or method written as `name`, `module.name` or in full"
@@ -368,8 +367,7 @@ def api_quarto(full, page):
     source, out = f"{get_config().git_url}/blob/{get_config().branch}/{module.replace('.', '/')}.py", []
     for called, member in members(name, obj).items():
         line = inspect.getsourcelines(inspect.unwrap(getattr(member, "fget", member)))[1]
-        anchor = page.href(f"{module}.{called}").partition("#")[2]
-        out += [f"{'###' if called == name else '####'} {called} {{#{anchor}}}", "",
+        out += [f"{'###' if called == name else '####'} {called} {{#{module}.{called}}}", "",
                 f'[source]({source}#L{line}){{target="_blank" style="float:right; font-size:smaller"}}', "",
                 "```python", f"{called}{signature(member)}", "```", "", described(member, lambda text: to_quarto(text, page)), ""]
     return "\n".join(out)

@@ -136,7 +136,7 @@ def test_api(page):
     assert site.signature(f) == "(x, rate=3, g=None, dtype=dumps)" and site.returned(f) == "Returns (b,)."
     assert list(site.members("Thing", Thing)) == ["Thing", "Thing.f", "Thing.size"] and site.signature(Thing.size) == ""
     text = site.described(f, lambda text: site.to_quarto(text, page))
-    assert "| `x`  | (b, t) of [`mix`](toy.html#mix) |\n| `rate` *int* | Hz |\n" in text and "NoneType" not in text
+    assert "| `x`  | (b, t) of [`mix`](toy.html#sepnb.toy.mix) |\n| `rate` *int* | Hz |\n" in text and "NoneType" not in text
 
 
 def test_page_names():
@@ -171,7 +171,7 @@ def test_quarto_documentation(monkeypatch):
         assert not [s for s in signatures if "](" in s or "NoneType" in s]
         anchors |= {f"{page.name}.html#{a}" for text in docs.values() for a in re.findall(r"^###.* \{#(.*)\}$", text, re.M)}
         links |= set(re.findall(r"`\]\((\w+\.html#[\w.]+)\)", "\n".join([*docs.values(), *(c["source"] for c in done.cells)])))
-    assert {"wavetable.html#wavetable.learned", "training.html#priorbank.cross_log_prob"} <= links
+    assert {"wavetable.html#sepnb.wavetable.Wavetable.learned", "training.html#sepnb.training.PriorBank.cross_log_prob"} <= links
     assert not links - anchors
 
 
