@@ -1,0 +1,96 @@
+"""Writes README.md from nbs/README.md.in: every number in it comes from a stored result or from the header of shipped weights.
+
+    python nbs/build_readme.py           writes it
+    python nbs/build_readme.py --check   exits with 1 where README.md is not what would be written
+"""
+import sys
+from pathlib import Path
+
+import jinja2
+
+from sepnb import langevin, presets
+from sepnb.likelihood import accuracy, as_cross, auroc
+
+ROOT = Path(__file__).resolve().parents[1]
+PRESET = "laptop"
+
+
+def stored(name):
+    return presets.result(name, PRESET)
+
+
+def minutes(*names):
+    "Minutes that experiments took."
+    return f"{max(1, round(sum(stored(n)[1]['seconds'] for n in names) / 60))} min"
+
+
+def train(model, label=None, unit="steps each", losses=None):
+    "The row of one model's training."
+    table = presets.training_table(model, "toy", PRESET)
+    steps = f"{table.steps.iloc[0]} {unit}"
+    said = f", last losses {table.final_loss.min():.2f} to {table.final_loss.max():.2f} nats per sample" if losses else ""
+    paper = losses or "-"
+    return (f"| train four {label or model} priors | `sepnb train {model} toy all` | one CPU core | {max(1, round(table.seconds.sum() / 60))} min | "
+            f"{steps}{said} | {paper} |")
+
+
+def fig3(name, title, paper):
+    frame, info = stored(name)
+    cross = as_cross(frame)
+    return (f"| {title} | `sepnb reproduce {name}` | one CPU core | {minutes(name)} | {100 * accuracy(cross):.1f} % named right, AUROC {auroc(cross).min():.3f} to "
+            f"{auroc(cross).max():.3f}, {info['items']} test mixes | {paper} |")
+
+
+def scores(row):
+    "What one row of the separation table came to."
+    frame, info = stored(f"separation-toy-{row}")
+    v = frame.si_sdri.dropna()
+    return dict(median=f"{v.median():.1f}", mean=f"{v.mean():.1f}", worst=f"{v.min():.1f}", exact=f"{100 * (v >= 160).mean():.1f} %",
+                above=f"{100 * (v > 10).mean():.2f} %", n=info["items"], samples=info["samples"], seconds=f"{frame.seconds.median():.2f} s")
+
+
+def row(name, title, before=()):
+    s = scores(name)
+    commands = ", then ".join(f"`sepnb reproduce separation-toy-{n}`" for n in (*before, name))
+    length = "" if s["samples"] == 16000 else f" of {s['samples']} samples"
+    return (f"| {title} | {commands} | one CPU core | {minutes(*(f'separation-toy-{n}' for n in (*before, name)))} | median {s['median']}, mean {s['mean']}, worst {s['worst']} dB SI-SDR improvement, "
+            f"{s['exact']} exact, {s['above']} above 10 dB, {s['n']} test mixes{length} | - |")
+
+
+def fig4(sigma):
+    "Accuracies at one level, by way of training."
+    frame = stored("fig4-flowavenet")[0]
+    part = frame[(frame.quantity == "accuracy") & (frame.sigma == sigma)].groupby("way", sort=False).value.mean()
+    names = {"fine-tuned": "fine-tuned", "told": "told the level", "scratch": "from scratch"}
+    return ", ".join(f"{names[w]} {100 * v:.1f} %" for w, v in part.items())
+
+
+def beyond(condition):
+    "Median SI-SDR improvement under one broken assumption."
+    frame = stored("separation-beyond")[0]
+    part = frame[frame.condition == condition]
+    assert len(part), f"separation-beyond has no condition {condition!r}"
+    return f"{part.si_sdri.median():.1f}"
+
+
+def found(**at):
+    "Share of the sources that annealed Langevin over exact priors finds or keeps."
+    frame = stored("staying-find")[0]
+    for k, v in at.items():
+        frame = frame[frame[k] == v]
+    return f"{frame.found.mean():.0%}"
+
+
+def render():
+    "The README as text."
+    env = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    names = dict(train=train, fig3=fig3, row=row, scores=scores, fig4=fig4, minutes=minutes, beyond=beyond, found=found, stored=stored,
+                 langevin=langevin)
+    return env.from_string((ROOT / "nbs" / "README.md.in").read_text()).render(**names)
+
+
+if __name__ == "__main__":
+    text = render()
+    if "--check" in sys.argv[1:]:
+        sys.exit(0 if text == (ROOT / "README.md").read_text() else "README.md is not what nbs/README.md.in and the stored results make: run make readme")
+    (ROOT / "README.md").write_text(text)
