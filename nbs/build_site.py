@@ -21,6 +21,10 @@ from itertools import groupby
 from pathlib import Path
 
 import yaml
+from execnb.nbio import nb2dict, read_nb
+from nbdev.config import get_config
+from nbdev.process import Processor
+from nbdev.processors import FilterDefaults, add_links, add_show_docs, exec_show_docs, insert_warning
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS, BUILD, SITE = ROOT / "nbs", ROOT / "_build", ROOT / "_site"
@@ -125,23 +129,6 @@ def show_sources(nb):
     return {**nb, "cells": cells}
 
 
-# --- Quarto --------------------------------------------------------------------------------------------------
-
-def allow_jslink():
-    "execnb splits every value called `source` into lines when it writes, and a jslink's `source` is a list"
-    from execnb import nbio
-    split = nbio.nb2dict
-    nbio.nb2dict = lambda d, k=None: d if k == "source" and isinstance(d, list) else split(d, k)
-
-
-def build_quarto(work):
-    from nbdev.quarto import nbdev_docs
-    allow_jslink()
-    (ROOT / "README.md").touch()  # nbdev would overwrite a README older than index.ipynb
-    shutil.rmtree(ROOT / "_proc", ignore_errors=True)
-    nbdev_docs.__wrapped__(path=work, n_workers=0)
-
-
 # --- Quarto Markdown -> MyST ---------------------------------------------------------------------------------
 
 class Page:
@@ -166,8 +153,13 @@ class Page:
         target = f"{self.name}-{label}"
         return f"{{eq}}`{target}`" if label.startswith("eq-") else f"[{self.labels[label]}](#{target})"
 
+    def href(self, full):
+        "Where Quarto's site documents a full name, as nbdev would write it"
+        module = self.syms[full]
+        return f"{module.removeprefix('sepnb.')}.html#{full.removeprefix(module + '.').lower()}"
+
     def symbol(self, name):
-        "The full name of an exported function, class or method written as `name`, `module.name` or in full"
+        "The full name of a documented function, class or method written as `name`, `module.name` or in full"
         found = [full for full, module in self.syms.items()
                  if name in (full, full.removeprefix("sepnb."), full.removeprefix(module + "."))]
         found = [full for full in found if self.syms[full] == self.module] or found
@@ -254,15 +246,25 @@ def to_myst(text, page):
                   lambda m: f"```{{figure}} {m[2]}\n:name: {page.name}-{m[3]}\n\n{caption(m[3], m[1], page)}\n```", text, flags=re.M)
     text = re.sub(r"^:\s+(.*?)\s*\{#(tbl-[\w-]+)\}\s*$",
                   lambda m: f"\n{{#{page.name}-{m[2]} .caption}}\n{caption(m[2], m[1], page)}", text, flags=re.M)
+    return link_names(text, page, "{{py:obj}}`{name} <{full}>`", lambda part: inline(part, page))
+
+
+def to_quarto(text, page):
+    "One Markdown text as Quarto reads it: the names of what is documented become links"
+    return link_names(text, page, "[`{name}`]({href})")
+
+
+def link_names(text, page, link, prose=str):
+    "Fill the template `link` for inline code that names something documented; `prose` translates what is neither code nor math"
     parts = PROTECTED.split(text)
-    heading = re.compile(r"^#[^\n]*$", re.M)
     for i, part in enumerate(parts):
         if i % 2 == 0:
-            parts[i] = inline(part, page)
-        elif part.startswith("`") and not part.startswith("```") and not heading.search(parts[i - 1].rpartition("\n")[2]):
-            linked = parts[i - 1].endswith("[") or parts[i - 1].endswith("}")  # a link's own text, or a MyST role
-            full = None if linked else page.symbol(part.strip("`").removesuffix("()"))
-            parts[i] = f"{{py:obj}}`{part.strip('`')} <{full}>`" if full else part
+            parts[i] = prose(part)
+        elif part.startswith("`") and not part.startswith("```") and not parts[i - 1].rpartition("\n")[2].startswith("#"):
+            name = part.strip("`")
+            linked = parts[i - 1].endswith(("[", "}"))  # a link's own text, or a MyST role
+            full = None if linked else page.symbol(name.removesuffix("()"))
+            parts[i] = link.format(name=name, full=full, href=page.href(full)) if full else part
     return "".join(parts)
 
 
@@ -274,6 +276,8 @@ def caption(label, text, page):
 
 def signature(obj):
     "`(x, rate=16000, config=Config())`: no annotations, and defaults in their short form"
+    if isinstance(obj, property):
+        return ""
     try:
         sig = inspect.signature(obj)
     except (TypeError, ValueError):
@@ -284,7 +288,8 @@ def signature(obj):
             continue
         default = p.default
         if default is not p.empty and not isinstance(default, (int, float, str, bool, tuple, list, type(None))):
-            default = getattr(default, "__name__", None) or f"{type(default).__name__}()"
+            short = repr(default) if re.fullmatch(r"[\w.]+", repr(default)) else f"{type(default).__name__}()"
+            default = getattr(default, "__name__", short)
             p = p.replace(default=type("shown", (), {"__repr__": lambda _, d=default: d})())
         params.append(p.replace(annotation=p.empty))
     return str(sig.replace(parameters=params, return_annotation=sig.empty))
@@ -296,31 +301,78 @@ def type_name(annotation):
     return "*" + str(getattr(annotation, "__name__", None) or annotation).replace("|", "\\|") + "*"
 
 
-def api(full, page):
-    "What `show_doc` shows, in the form Sphinx indexes: signature, docstring, and a table of documented parameters"
-    from fastcore.docments import docments
+def find(full):
+    "(module, name in it, object) of a full name"
     module, _, name = full.rpartition(".")
     try:
-        obj = getattr(importlib.import_module(module), name)
+        return module, name, getattr(importlib.import_module(module), name)
     except ModuleNotFoundError:  # a method: the last part but one is its class
         module, _, cls = module.rpartition(".")
-        obj, name = getattr(getattr(importlib.import_module(module), cls), name), f"{cls}.{name}"
-    result = returned(obj)
-    kind = "class" if inspect.isclass(obj) else "method" if "." in name else "function"
-    out = [f"::::::{{py:{kind}}} {name}{signature(obj)}", f":module: {module}", "", docstring(obj, page), ""]
-    rows = []
-    for param, doc in docments(obj, full=True, returns=False).items():
-        text = to_myst((doc.docment or "").strip().replace("\n", " "), page)
-        if param != "self" and text and text.removeprefix("->").strip().replace(" -> ", ", returns ") not in result:
-            rows.append(f"| `{param}` {type_name(doc.anno)} | " + re.sub(r"(?<!\\)\|", r"\\|", text) + " |")
-    if rows:
-        out += ["| parameter | |", "|---|---|", *rows]
-    out += ["", result]
-    if kind == "class":
-        for method, fn in vars(obj).items():
-            if inspect.isfunction(fn) and not method.startswith("_") and (fn.__doc__ or returned(fn)):
-                out += ["", f":::::{{py:method}} {method}{signature(fn)}", "", docstring(fn, page), "", returned(fn), ":::::"]
-    return "\n".join(out + ["::::::"])
+        return module, f"{cls}.{name}", getattr(getattr(importlib.import_module(module), cls), name)
+
+
+def members(name, obj):
+    "{name: object}: what is documented with an object, that is itself and the public methods of a class that say what they do"
+    inside = vars(obj).items() if inspect.isclass(obj) else ()
+    return {name: obj} | {f"{name}.{k}": v for k, v in inside if not k.startswith("_")
+                          and (inspect.isfunction(v) or isinstance(v, property)) and (v.__doc__ or returned(v))}
+
+
+def names():
+    "{full name: module} of everything that the pages document"
+    scope = {}
+    exec((ROOT / "sepnb" / "_modidx.py").read_text(encoding="utf-8"), scope)
+    found = {}
+    for module, listed in scope["d"]["syms"].items():
+        for full in listed:
+            first, *method = full.removeprefix(module + ".").split(".")
+            if not first.startswith("_") and (not method or f"{first}.{method[0]}" in members(first, find(f"{module}.{first}")[2])):
+                found[full] = module
+    return found
+
+
+def described(obj, text):
+    "Docstring, table of documented parameters and what is returned, in Markdown that `text` translates"
+    from fastcore.docments import docments
+    rows, result = [], returned(obj)
+    for param, doc in docments(obj, full=True, returns=False).items() if not isinstance(obj, property) else ():
+        before, arrow, after = (doc.docment or "").replace("\n", " ").rpartition("->")
+        if arrow and after.strip() in result:  # what is returned is said below
+            said = "" if result.startswith("Takes") else before
+        else:
+            said = before + arrow + after
+        if param != "self" and said.strip():
+            rows.append(f"| `{param}` {type_name(doc.anno)} | " + re.sub(r"(?<!\\)\|", r"\\|", text(said.strip())) + " |")
+    table = "\n".join(["| parameter | |", "|---|---|", *rows]) if rows else ""
+    return "\n\n".join(filter(None, [text(inspect.cleandoc(obj.__doc__ or "")), table, result]))
+
+
+def api_myst(full, page):
+    "What `show_doc` shows, in the form Sphinx indexes: signature, docstring, documented parameters; methods inside their class"
+    module, name, obj = find(full)
+    out = []
+    for called, member in members(name, obj).items():
+        kind = ("class" if inspect.isclass(member) else "property" if isinstance(member, property)
+                else "method" if "." in called else "function")
+        text = described(member, lambda text: to_myst(text, page))
+        if called == name:
+            out += [f"::::::{{py:{kind}}} {name}{signature(member)}", f":module: {module}", "", text, ""]
+        else:
+            out += [f":::::{{py:{kind}}} {called.rpartition('.')[2]}{signature(member)}", "", text, ":::::", ""]
+    return "\n".join([*out, "::::::"])
+
+
+def api_quarto(full, page):
+    "The same for Quarto: a heading, with the anchor that links lead to, for each function, class and method"
+    module, name, obj = find(full)
+    source, out = f"{get_config().git_url}/blob/{get_config().branch}/{module.replace('.', '/')}.py", []
+    for called, member in members(name, obj).items():
+        line = inspect.getsourcelines(inspect.unwrap(getattr(member, "fget", member)))[1]
+        anchor = page.href(f"{module}.{called}").partition("#")[2]
+        out += [f"{'###' if called == name else '####'} {called} {{#{anchor}}}", "",
+                f'[source]({source}#L{line}){{target="_blank" style="float:right; font-size:smaller"}}', "",
+                "```python", f"{called}{signature(member)}", "```", "", described(member, lambda text: to_quarto(text, page)), ""]
+    return "\n".join(out)
 
 
 def returned(obj):
@@ -335,8 +387,76 @@ def returned(obj):
     return f"Takes {end[1].strip()}, returns {end[2]}." if whole else f"Returns {end[2]}."
 
 
-def docstring(obj, page):
-    return to_myst(inspect.cleandoc(obj.__doc__ or ""), page)
+# --- notebooks, as nbdev processes them, for Quarto -----------------------------------------------------------
+
+class in_order(Processor):
+    "nbdev documents the names of one cell last to first: turn each run of `show_doc` cells that it added"
+    def begin(self):
+        runs = [list(run)[::-1] if added else list(run) for added, run in groupby(self.nb.cells, lambda c: bool(c.get("has_sd")))]
+        self.nb.cells = [cell for run in runs for cell in run]
+
+
+class Filter(FilterDefaults):
+    """nbdev's processors, but for those that run cells (an error where a cell needs another one) and that link names.
+
+    Both is done below from the package itself, the same for both renderers."""
+
+    def base_procs(self):
+        kept = [p for p in super().base_procs() if p not in (add_links, exec_show_docs, insert_warning)]
+        return [q for p in kept for q in ((p, in_order) if p is add_show_docs else (p,))]
+
+    def __call__(self, nb):
+        widgets = nb.metadata.pop("widgets", None)  # nbdev cannot read a jslink in it
+        super().__call__(nb)
+        if widgets:
+            nb.metadata["widgets"] = widgets
+
+
+def documented(cell, page):
+    "The full name of what a `show_doc` cell shows; None for other cells"
+    call = re.search(r"^show_doc\(([\w.]+)", cell["source"], re.M) if cell["cell_type"] == "code" else None
+    if call and not page.symbol(call[1]):
+        raise SiteError(f"{page.name}: {call[1]} is not in sepnb/_modidx.py; run nbdev_export")
+    return call and page.symbol(call[1])
+
+
+def for_quarto(nb, page):
+    "Process a notebook in place, as nbdev does for Quarto"
+    Filter()(nb)
+    for cell in nb.cells:
+        full = documented(cell, page)
+        if full:
+            cell["outputs"] = [shown(api_quarto(full, page))]
+        elif cell["cell_type"] == "markdown":
+            cell["source"] = to_quarto(cell["source"], page)
+        for data in markdown_in(cell) if not full else ():
+            data["text/markdown"] = to_quarto("".join(data["text/markdown"]), page)
+
+
+def markdown_in(cell):
+    "The data of those outputs of a cell that are Markdown"
+    return [o["data"] for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})]
+
+
+def shown(text):
+    return {"output_type": "display_data", "metadata": {}, "data": {"text/markdown": text}}
+
+
+def allow_jslink():
+    "execnb splits every value called `source` into lines when it writes, and a jslink's `source` is a list"
+    from execnb import nbio
+    split = nbio.nb2dict
+    nbio.nb2dict = lambda d, k=None: d if k == "source" and isinstance(d, list) else split(d, k)
+
+
+def build_quarto(work, listed):
+    from nbdev import quarto, serve
+    allow_jslink()
+    (ROOT / "README.md").touch()  # nbdev would overwrite a README older than index.ipynb
+    shutil.rmtree(ROOT / "_proc", ignore_errors=True)
+    pages = make_pages(listed)
+    serve.FilterDefaults = lambda: lambda nb: for_quarto(nb, pages[Path(nb.path_).name])
+    quarto.nbdev_docs.__wrapped__(path=work, n_workers=0)  # in this process, for the filter's sake
 
 
 # --- notebooks -> MyST notebooks -----------------------------------------------------------------------------
@@ -364,6 +484,8 @@ def code_cell(cell, page):
     render = meta.setdefault("mystnb", {})
     if "code-summary" in opts:
         render["code_prompt_show"] = render["code_prompt_hide"] = opts["code-summary"]
+    for data in markdown_in(cell):
+        data["text/markdown"] = to_myst("".join(data["text/markdown"]), page)
     label, outputs = opts.get("label", ""), cell["outputs"]
     text = opts.get("fig-cap") or opts.get("tbl-cap")
     if label and label in page.labels:
@@ -371,10 +493,9 @@ def code_cell(cell, page):
             raise SiteError(f"{page.name}: the cell labelled {label} has no caption")
         # a caption is an output of its own: this holds for images, tables, players and widgets alike
         text = f"{{#{page.name}-{label} .caption}}\n{caption(label, to_myst(text, page), page)}"
-        note = {"output_type": "display_data", "metadata": {}, "data": {"text/markdown": text}}
-        cell["outputs"] = [note, *outputs] if label.startswith("tbl-") else [*outputs, note]
-        if opts.get("fig-alt"):
-            render["image"] = {"alt": opts["fig-alt"]}
+        cell["outputs"] = [shown(text), *outputs] if label.startswith("tbl-") else [*outputs, shown(text)]
+    if opts.get("fig-alt"):
+        render["image"] = {"alt": opts["fig-alt"]}
     for output in cell["outputs"]:
         if label in page.labels or "text/html" in output.get("data", {}):
             output.get("data", {}).pop("text/plain", None)
@@ -384,20 +505,12 @@ def code_cell(cell, page):
 
 def convert(path, page):
     "Read one executed notebook; return it as a notebook that MyST-NB renders"
-    from execnb.nbio import nb2dict, read_nb
-    from nbdev.processors import FilterDefaults, add_links, exec_show_docs, insert_warning
-
-    class Filter(FilterDefaults):
-        # show_doc cells and links to names are made below from the package itself, in Sphinx's terms
-        def base_procs(self):
-            return [p for p in super().base_procs() if p not in (add_links, exec_show_docs, insert_warning)]
-
     nb = read_nb(path)
     head = next((c.source for c in nb.cells if c.cell_type == "markdown"), "")
     if re.sub(r"^(#\s.*|>.*|-\s.*:.*|\s*)$", "", head, flags=re.M).strip():
         raise SiteError(f"{path.name}: the first Markdown cell may hold only '# Title' and '> summary': nbdev drops the rest")
-    widgets = nb.metadata.pop("widgets", None)
     Filter()(nb)
+    widgets = nb.metadata.pop("widgets", None)
     nb = nb2dict(nb)
     for cell in nb["cells"]:
         cell["source"] = "".join(cell["source"])
@@ -410,15 +523,12 @@ def convert(path, page):
             if re.fullmatch(LABEL, label):
                 page.number(label)
     cells = []
-    for cell in in_order(nb["cells"]):
-        shown = re.search(r"^show_doc\(([\w.]+)", cell["source"], re.M) if cell["cell_type"] == "code" else None
+    for cell in nb["cells"]:
+        full = documented(cell, page)
         if cell["cell_type"] == "raw":
             cell = markdown(title(yaml.safe_load(cell["source"].strip().strip("-")), page))
-        elif shown:
-            full = page.symbol(shown[1])
-            if not full:
-                raise SiteError(f"{page.name}: {shown[1]} is not in sepnb/_modidx.py; run nbdev_export")
-            cell = markdown(api(full, page))
+        elif full:
+            cell = markdown(api_myst(full, page))
         elif cell["cell_type"] == "markdown":
             cell = markdown(to_myst(cell["source"], page))
         else:
@@ -428,11 +538,6 @@ def convert(path, page):
     if widgets:
         meta["widgets"] = widgets
     return {"cells": cells, "metadata": meta, "nbformat": 4, "nbformat_minor": 4}
-
-
-def in_order(cells):
-    "nbdev documents the names of one cell last to first: turn each run of `show_doc` cells that it added"
-    return [cell for added, run in groupby(cells, lambda c: bool(c.get("has_sd"))) for cell in (list(run)[::-1] if added else run)]
 
 
 def markdown(source):
@@ -455,18 +560,19 @@ def toctrees(config):
     return markdown("\n\n".join(out))
 
 
+def make_pages(listed):
+    "{notebook: Page}"
+    from pybtex.database import parse_file
+    keys, syms = parse_file(NBS / "references.bib").entries, names()
+    return {nb: Page(page_name(nb), f"sepnb.{page_name(nb)}", listed, keys, syms) for nb in listed}
+
+
 def convert_all(folder, listed):
     "{page name: converted notebook}; what is wrong in any of them is reported together"
-    from pybtex.database import parse_file
-    scope = {}
-    exec((ROOT / "sepnb" / "_modidx.py").read_text(encoding="utf-8"), scope)
-    syms = {full: module for module, names in scope["d"]["syms"].items() for full in names}
-    keys = parse_file(NBS / "references.bib").entries
     done, wrong = {}, []
-    for nb in listed:
-        name = page_name(nb)
+    for nb, page in make_pages(listed).items():
         try:
-            done[name] = convert(folder / nb, Page(name, f"sepnb.{name}", listed, keys, syms))
+            done[page.name] = convert(folder / nb, page)
         except SiteError as error:
             wrong.append(str(error))
     if wrong:
@@ -537,7 +643,7 @@ def main():
         work = run_notebooks(listed, args.stored)
         quarto = shutil.which("quarto")
         print(f"rendering with {'Quarto' if quarto else 'Sphinx'}", flush=True)
-        build_quarto(work) if quarto else build_sphinx(work, config, listed, args.js)
+        build_quarto(work, listed) if quarto else build_sphinx(work, config, listed, args.js)
     except SiteError as error:
         sys.exit(f"make site: {error}")
     print(f"open {(SITE / 'index.html').relative_to(ROOT)} in a browser")

@@ -42,8 +42,14 @@ def train(model: Annotated[str, typer.Argument(help="flowavenet, wavenet, or ano
 # %% ../nbs/90_cli.ipynb #0d76190d
 def _experiments():
     "Name -> function of every experiment; the notebooks register theirs when they are imported."
-    from sepnb import beyond, constant, langevin, likelihood, presets, separation, smoothness, speed  # noqa: F401
+    import importlib, pkgutil
 
+    import sepnb
+    from sepnb import presets
+
+    for module in pkgutil.iter_modules(sepnb.__path__):
+        if not module.name.startswith("_") and module.name != "cli":
+            importlib.import_module(f"sepnb.{module.name}")
     return presets.EXPERIMENTS
 
 

@@ -17,15 +17,18 @@ from .training import Prior, check_batch
 from .wavenet import GatedStack
 
 # %% ../nbs/12_flowavenet.ipynb #687abaad
-def squeeze(x): # (b, t, c) -> (b, t/2, 2c)
-    "Folds pairs of time steps into channels: even ones first, odd ones second."
+def squeeze(x, # (b, t, c)
+            interleaved:bool=True): # channel 2c + parity, as FloWaveNet; else parity * channels + c -> (b, t/2, 2c)
+    "Folds pairs of time steps into channels."
     b, t, c = x.shape
-    return x.reshape(b, t // 2, 2 * c)
+    x = x.reshape(b, t // 2, 2, c)
+    return (x.transpose(2, 3) if interleaved else x).reshape(b, t // 2, 2 * c)
 
 
-def unsqueeze(x): # (b, t, c) -> (b, 2t, c/2)
+def unsqueeze(x, interleaved:bool=True): # (b, t, c) -> (b, 2t, c/2)
     "The inverse of `squeeze`."
     b, t, c = x.shape
+    x = x.reshape(b, t, c // 2, 2).transpose(2, 3) if interleaved else x
     return x.reshape(b, 2 * t, c // 2)
 
 # %% ../nbs/12_flowavenet.ipynb #12860305
@@ -62,7 +65,7 @@ class Coupling(nn.Module):
         super().__init__()
         self.net = GatedStack(channels // 2, channels, config.width, config.width,
                               [2**i for i in range(config.layers)], config.kernel,
-                              cond=config.width if config.noise_conditional else 0, last_zero=True)
+                              cond=config.width if config.noise_conditional else 0, last_zero=True, front_relu=config.front_relu)
 
     def forward(self, x, cond=None): # (b, t, c) -> z (b, t, c), logdet (b,)
         a, b = x.chunk(2, -1)
@@ -90,6 +93,8 @@ class FloWaveNetConfig:
     kernel: int = 3
     width: int = 32     # channels of the coupling networks
     noise_conditional: bool = False  # whether log_prob takes a noise level sigma
+    front_relu: bool = True   # behind the first convolution of a coupling network; False for the ablation only
+    interleaved: bool = True  # order of the squeeze; False for the ablation only
 
 # %% ../nbs/12_flowavenet.ipynb #fc5baf85
 class NoiseLevel(nn.Module):
@@ -148,7 +153,7 @@ class FloWaveNet(Prior):
         check_batch(x, self.multiple)
         cond, h, logdet = self._cond(sigma, x), x[..., None], 0.0
         for flows in self.blocks:
-            h = squeeze(h)
+            h = squeeze(h, self.config.interleaved)
             for flow in flows:
                 h, d = flow(h, cond)
                 logdet = logdet + d
@@ -162,7 +167,7 @@ class FloWaveNet(Prior):
         for flows in reversed(self.blocks):
             for flow in reversed(flows):
                 h = flow.inverse(h, cond)
-            h = unsqueeze(h)
+            h = unsqueeze(h, self.config.interleaved)
         return h[..., 0]
 
     def log_prob(self, x, sigma=None): # (b, t) -> (b,)

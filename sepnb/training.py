@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Prior', 'check_batch', 'PriorBank', 'Recipe', 'learning_rate', 'batch_indices', 'step_generator', 'random_crop',
-           'write_whole', 'save_tensors', 'load_tensors', 'artifacts', 'save_weights', 'load_weights', 'nll', 'noisy',
-           'noisy_nll', 'fit']
+           'write_whole', 'save_tensors', 'load_tensors', 'artifacts', 'save_weights', 'fill', 'load_weights', 'nll',
+           'noisy', 'noisy_nll', 'fit']
 
 # %% ../nbs/10_training.ipynb #a0145c5c
 import json, math, os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -148,15 +149,18 @@ def random_crop(x, # (b, t)
 # %% ../nbs/10_training.ipynb #cd78f174
 def write_whole(path, # where to
                 content:bytes): # of the whole file
-    "Writes a file under a temporary name and renames it: it is there whole, or not at all."
+    "Writes a file under a temporary name and renames it: it is there whole, or not at all. OSError names the file."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)
         os.replace(partial, path)
+    except OSError as error:  # a full disk does not say which file did not fit
+        raise OSError(error.errno, f"could not write {path}: {error.strerror}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def save_tensors(path, # where to
@@ -167,7 +171,7 @@ def save_tensors(path, # where to
 
 
 def load_tensors(path): # -> (tensors, meta)
-    "Reads what `save_tensors` wrote. FileNotFoundError if missing, ValueError if truncated or foreign."
+    "Reads what `save_tensors` wrote. FileNotFoundError if missing, ValueError if truncated, foreign or damaged."
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
@@ -179,7 +183,16 @@ def load_tensors(path): # -> (tensors, meta)
         raise ValueError(f"{path.name} is truncated or is no safetensors file ({error})") from None
     if meta is None:
         raise ValueError(f"{path.name} is a safetensors file, but was not written by sepnb: its header has no 'sepnb' entry")
-    return tensors, json.loads(meta)
+    try:
+        meta = json.loads(meta)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name} is damaged: its header is no JSON ({error})") from None
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path.name} is damaged: its header holds {type(meta).__name__}, not fields with names")
+    for name, v in tensors.items():
+        if v.is_floating_point() and not torch.isfinite(v).all():
+            raise ValueError(f"{path.name} is damaged: {name} contains NaN or infinite values")
+    return tensors, meta
 
 
 def artifacts(): # -> Path
@@ -199,18 +212,31 @@ def save_weights(model, # a Prior
     save_tensors(path, state, dict(kind="weights", model=type(model).__name__, config=asdict(model.config), **info))
 
 
+def fill(model, # a Module
+         tensors:dict, # name -> tensor
+         name): # of the file that they come from
+    "Loads tensors into a model. ValueError names the file, and the tensors that are missing, unknown or of another shape."
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{name} is damaged: its tensors do not fit {type(model).__name__}. "
+                         + " ".join(str(error).split("\n\t")[1:])) from None
+
+
 def load_weights(model, # a Prior of the same config as the stored one
                  path): # -> the file's header
-    "Fills a model with stored weights. ValueError if the file holds another model or another config."
+    "Fills a model with stored weights. ValueError if the file is damaged, or holds another model or another config."
     tensors, meta = load_tensors(path)
     name = Path(path).name
     if meta.get("kind") != "weights":
         raise ValueError(f"{name} holds a {meta.get('kind')}, not weights")
+    if missing := {"model", "config"} - meta.keys():
+        raise ValueError(f"{name} is damaged: its header does not say {' or '.join(sorted(missing))}")
     config = json.loads(json.dumps(asdict(model.config)))  # as JSON gives it back: tuples become lists
     if meta["model"] != type(model).__name__ or meta["config"] != config:
         raise ValueError(f"{name} holds {meta['model']} with {meta['config']}, "
                          f"but it was to be loaded into {type(model).__name__} with {config}")
-    model.load_state_dict(tensors)
+    fill(model, tensors, name)
     return meta
 
 # %% ../nbs/10_training.ipynb #7d91da69
@@ -256,32 +282,36 @@ class _Objective(nn.Module):
         return self.loss_fn(self.model, x, generator)
 
 
-def _checkpoint(path, model, optimizer, ema, step, recipe, rows):
+def _run(model, recipe, what): # -> dict, as JSON gives it back
+    "What a checkpoint and the run that it is resumed by must have in common."
+    return json.loads(json.dumps(dict(kind="checkpoint", model=type(model).__name__, config=asdict(model.config),
+                                      recipe=asdict(recipe), what=what or {})))
+
+
+def _checkpoint(path, model, optimizer, ema, step, recipe, rows, what):
     "Everything that resuming needs, in one file."
     tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"ema/{k}": v for k, v in (ema or {}).items()}
     for name, p in model.named_parameters():
         tensors |= {f"adam/{k}/{name}": v for k, v in optimizer.state.get(p, {}).items()}
-    meta = dict(kind="checkpoint", model=type(model).__name__, config=asdict(model.config), recipe=asdict(recipe),
-                step=step, rows=rows)
-    save_tensors(path, tensors, meta)
+    save_tensors(path, tensors, {**_run(model, recipe, what), "step": step, "rows": rows})
 
 
-def _resume(path, model, optimizer, recipe):
-    "Restores a checkpoint; returns `(step, ema, rows)`. ValueError if it belongs to another run."
+def _resume(path, model, optimizer, recipe, what):
+    "Restores a checkpoint; returns `(step, ema, rows)`. ValueError if it is damaged or belongs to another run."
     tensors, meta = load_tensors(path)
-    want = json.loads(json.dumps(dict(kind="checkpoint", model=type(model).__name__, config=asdict(model.config),
-                                      recipe=asdict(recipe))))
-    for key, value in want.items():
+    for key, value in _run(model, recipe, what).items():
         have = meta.get(key)
         if have != value:
             if isinstance(have, dict) and isinstance(value, dict):  # say only what differs
-                differs = [k for k in value if have.get(k) != value[k]]
-                have, value = {k: have.get(k) for k in differs}, {k: value[k] for k in differs}
+                differs = [k for k in value | have if have.get(k) != value.get(k)]
+                have, value = ({k: v.get(k) for k in differs} for v in (have, value))
             raise ValueError(f"{path} belongs to another run: its {key} is {have}, this run's is {value}. "
                              "Choose another folder, or delete the file to start again")
+    if missing := {"step", "rows"} - meta.keys():
+        raise ValueError(f"{path} is damaged: its header does not say {' or '.join(sorted(missing))}")
     part = lambda prefix: {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
-    model.load_state_dict(part("model/"))
+    fill(model, part("model/"), path)
     moments = {k: part(f"adam/{k}/") for k in ("step", "exp_avg", "exp_avg_sq")}
     for name, p in model.named_parameters():
         if name in moments["step"]:
@@ -310,17 +340,20 @@ def fit(model, # a Prior, trained in place
         data, # map-style data set of waveforms (t,)
         recipe, # a Recipe
         run=None, # folder for checkpoint and metrics; None keeps nothing
-        every:int=200, # steps between checkpoints and between rows of the metrics
+        every:int=None, # steps between checkpoints and between rows of the metrics; None is 200, or a fifth of a short run
+        what:dict=None, # what is trained on which data: kept in the checkpoint, and only the same is resumed
         workers:int=0, # processes that prepare batches
         callback=None, # callback(step, model) after every row of the metrics
         progress:bool=True): # -> DataFrame of step, loss, lr, grad_norm
     """Trains `model`; with `run`, resumes from its checkpoint and ends with the same weights as an undisturbed run.
 
     Raises FloatingPointError on a loss or gradient that is not finite, naming step and learning rate; the last
-    good checkpoint stays. Raises ValueError if the checkpoint in `run` belongs to another model, config or recipe.
+    good checkpoint stays. Raises ValueError if the checkpoint in `run` belongs to another model, config, recipe or
+    `what`, and OSError where it cannot be written; the last good one stays then, too.
     """
     from accelerate import Accelerator
 
+    every = every or min(200, max(1, recipe.steps // 5))
     accelerator = Accelerator(mixed_precision=recipe.precision)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     if recipe.batch % world:
@@ -329,7 +362,7 @@ def fit(model, # a Prior, trained in place
     model.to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
     if checkpoint is not None and checkpoint.exists():
-        start, ema, rows = _resume(checkpoint, model, optimizer, recipe)
+        start, ema, rows = _resume(checkpoint, model, optimizer, recipe, what)
     else:
         with torch.no_grad():
             first = _Items(data, recipe, 0, 0, 1)[0].to(device)
@@ -366,7 +399,7 @@ def fit(model, # a Prior, trained in place
             rows.append(dict(step=done, loss=loss.item(), lr=lr, grad_norm=norm.item()))
             bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
             if checkpoint is not None and accelerator.is_main_process:
-                _checkpoint(checkpoint, model, optimizer, ema, done, recipe, rows)
+                _checkpoint(checkpoint, model, optimizer, ema, done, recipe, rows, what)
                 write_whole(checkpoint.with_name("metrics.csv"), pd.DataFrame(rows).to_csv(index=False).encode())
             if callback is not None:
                 callback(done, model)

@@ -47,14 +47,16 @@ class GatedStack(nn.Module):
 
     `(b, t, c_in) -> (b, t, c_out)`. Filter and gate are one matrix product, residual and skip another. With
     `cond > 0`, a conditioning `(b, cond)` (global) or `(b, t, cond)` (local) enters every gate (section 2.5).
-    `last_zero` starts the output at zero, which makes a coupling layer start as the identity.
+    `last_zero` starts the output at zero, which makes a coupling layer start as the identity. `front_relu` puts a ReLU
+    behind the first convolution, as FloWaveNet has it and WaveNet has not.
     """
 
     def __init__(self, c_in:int, c_out:int, width:int, skip:int, dilations, kernel:int=3, causal:bool=False,
-                 cond:int=0, last_zero:bool=False):
+                 cond:int=0, last_zero:bool=False,
+                 front_relu:bool=False):
         super().__init__()
         self.dilations, self.kernel, self.causal = tuple(dilations), kernel, causal
-        self.width, self.skip = width, skip
+        self.width, self.skip, self.front_relu = width, skip, front_relu
         self.first = nn.Linear(kernel * c_in, width)
         self.gates = nn.ModuleList(nn.Linear(kernel * width, 2 * width) for _ in self.dilations)
         self.conds = nn.ModuleList(nn.Linear(cond, 2 * width, bias=False) for _ in self.dilations if cond)
@@ -74,6 +76,8 @@ class GatedStack(nn.Module):
         if cond is not None and cond.ndim == 2:
             cond = cond[:, None]  # global: the same at every time
         h = self.first(taps(x, self.kernel, 1, self.causal))
+        if self.front_relu:
+            h = F.relu(h)
         w, gated = self.width, []
         for i, dilation in enumerate(self.dilations):
             a = self.gates[i](taps(h, self.kernel, dilation, self.causal))
