@@ -8,7 +8,7 @@ __all__ = ['WIDTHS', 'positions', 'Tables', 'refine', 'tree', 'WavetableConfig',
 # %% ../nbs/16_wavetable.ipynb #ddb4b16e
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -164,24 +164,36 @@ class Tables:
 
 # %% ../nbs/16_wavetable.ipynb #c550e5f1
 WIDTHS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)  # half-widths of the widened jumps, cycles
-_FEW = 2048  # samples that suffice while jumps are widened by a hundredth of a cycle or more
+
+@lru_cache(maxsize=8)
+def _shuffled(t): # -> the indices below t in an order that is always the same
+    return np.random.default_rng(0).permutation(t)
+
+
+def _few(h, t): # -> how many of t samples suffice while jumps are widened by h cycles: some twenty within every ramp
+    return min(t, max(2048, round(20 / h))) if h >= 1e-3 else t
+
 
 def refine(x, # (t,) float64
            tables, # Tables of the k tones in it
            theta, # (k, 3) starting values
            widths=WIDTHS, # half-widths h, falling
            steps:int=4, # at most so many steps at each
-           enough:float=1e-13): # stop at this share of unexplained energy
+           enough:float=1e-13, # stop at this share of unexplained energy
+           few:int=None): # look at no more than so many of the samples, also for the answer; None is all
     # -> theta (k, 3), unexplained energy as a share of the energy of x
     "Damped Gauss-Newton for the sum of k tones. The parameters with the least error are returned."
     k, t, s = len(theta), len(x), positions(len(x))
-    some = np.random.default_rng(0).permutation(t)[:_FEW]
+    order = _shuffled(t)[:few]
+    if few:
+        x, s, order = x[order], s[order], np.arange(len(order))
     energy = float(x @ x) + 1e-30
     best, least = theta, tables.error(x, s, theta)
     # enough damping to keep a tone whose jumps no sample is near from flying away; too little to slow anything
     damping = np.diag(np.tile([2e-6 * t * t, 2e-5, 1e-9], k))
     for h in widths:
-        xs, ss = (x[some], s[some]) if h >= 1e-2 else (x, s)
+        some = order[: _few(h, t)] if _few(h, t) < len(x) else slice(None)
+        xs, ss = x[some], s[some]
         A, g, e = tables.normal(xs, ss, theta, h)
         for _ in range(steps):
             step, taken = np.linalg.solve(A + damping * len(ss), g).reshape(k, 3), False
@@ -196,7 +208,7 @@ def refine(x, # (t,) float64
             before, theta, (A, g, e) = e, trial, there
             if before - e < 1e-2 * before:
                 break
-        if h >= 1e-2 and h > min(widths):
+        if h >= 1e-3 and h > min(widths):
             continue  # not sharp enough yet to be worth a look
         exact = tables.error(x, s, theta)
         if exact < least:
