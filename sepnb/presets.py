@@ -8,7 +8,7 @@ __all__ = ['PRESETS', 'LADDER', 'FINE', 'MODELS', 'DATA', 'EXPERIMENTS', 'preset
            'load_prior', 'load_bank', 'bank_for', 'experiment', 'reproduce', 'changed', 'result', 'training_table']
 
 # %% ../nbs/19_presets.ipynb #91934309
-import ast, hashlib, importlib, inspect, json, os, platform, subprocess, sys, textwrap, time, warnings
+import ast, hashlib, importlib, inspect, json, os, platform, subprocess, sys, textwrap, time
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, is_dataclass, replace
@@ -345,7 +345,7 @@ def changed(info): # provenance of a stored result -> list of what is no longer 
 def result(name:str, preset=None): # -> (DataFrame, provenance dict)
     """A stored result. Without a preset, that of the largest preset there is; under SEPNB_PRESET=smoke it is computed anew.
 
-    Warns where its code or its weights have changed since. FileNotFoundError names the command that computes a missing one.
+    Says where its code or its weights have changed since. FileNotFoundError names the command that computes a missing one.
     """
     if preset is None and os.environ.get("SEPNB_PRESET") == "smoke":
         frame = EXPERIMENTS[_choose(name, EXPERIMENTS, "experiment")]("smoke")
@@ -355,8 +355,8 @@ def result(name:str, preset=None): # -> (DataFrame, provenance dict)
         if path.exists():
             info = json.loads(path.with_suffix(".json").read_text())
             if since := changed(info):
-                warnings.warn(f"{name} ({p}) was computed before {' and '.join(since)} changed; sepnb reproduce {name} --preset {p} "
-                              "computes it again", stacklevel=2)
+                print(f"Marked: {name} ({p}) was computed before {' and '.join(since)} changed. sepnb reproduce {name} --preset {p} "
+                      "computes it again.", file=sys.stderr)  # a warning would print the path of a file
             return pd.read_csv(path), info
     raise FileNotFoundError(f"no stored result {name!r}; compute it with: sepnb reproduce {name} --preset {preset or 'laptop'}")
 
