@@ -149,7 +149,7 @@ def _at_times(shape, f, a, phi, seconds): # -> (t,) float64, a waveform read at 
 @experiment("separation-beyond")
 def separation_beyond(preset): # -> DataFrame, one row per condition, item and source
     "The pursuit on mixes that break its assumptions; a source that is absent has no score, and its level is stored instead."
-    n = 1 if preset == "smoke" else 24
+    n = 1 if preset == "smoke" else 50
     bank, rows, conditions = load_bank("wavetable", "toy", preset), [], list(_beyond(n))
     runs = [(bank, *c) for c in conditions]
     runs.append((bank_outside(preset), "the same, none of them heard in training", *conditions[-1][1:]))
