@@ -119,6 +119,9 @@ class Tables:
     """
 
     def __init__(self, tables): # K pairs of edges (pieces + 1,) and coefficients (pieces, 4), numpy
+        for edges, coef in tables:  # the loops trust them: a table that is none would send them out of bounds
+            if not (len(edges) == len(coef) + 1 and np.isfinite(coef).all() and edges[0] == 0 and edges[-1] == 1 and (np.diff(edges) > 0).all()):
+                raise ValueError("this is no wavetable: expected edges that rise from 0 to 1, and finite coefficients for every piece between them")
         most = max(len(c) for _, c in tables)
         k = len(tables)
         # an edge beyond the cycle ends every search for a piece

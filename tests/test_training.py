@@ -65,6 +65,18 @@ def test_damaged_weights_are_named(tmp_path):
             into(model, copy_of(weights(model), tmp_path, tensors=poison))
     with pytest.raises(ValueError, match="flowavenet-sine.safetensors is damaged: its header does not say model"):
         into("flowavenet", copy_of(weights(), tmp_path, meta=lambda m: {k: v for k, v in m.items() if k != "model"}))
+    def cracked(tensors):
+        return tensors | {"edges": tensors["edges"].flip(0)}
+
+    from sepnb.pursuit import pursuit
+    from sepnb.training import PriorBank
+
+    path = copy_of(weights("wavetable"), tmp_path, tensors=cracked)
+    config, _ = presets.recipe_for("wavetable", "toy", "smoke")
+    prior = presets.MODELS["wavetable"](config)
+    with pytest.raises(ValueError, match="this is no wavetable"):
+        load_weights(prior, path)
+        pursuit(torch.ones(1, 64) * 0.1, PriorBank({"a": prior}))
     short = lambda t: {k: v[:1] if k.endswith("first.weight") else v for k, v in t.items()}
     with pytest.raises(ValueError, match="flowavenet-sine.safetensors is damaged: its tensors do not fit FloWaveNet.*first.weight"):
         into("flowavenet", copy_of(weights(), tmp_path, tensors=short))
