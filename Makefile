@@ -10,7 +10,7 @@ PIP   := $(BIN)/python -m pip --disable-pip-version-check -qq
 READY := .venv/.ready
 JS    := .venv/js/.ready
 
-.PHONY: help site test lab reproduce bench clean programs
+.PHONY: help site test lab reproduce readme bench clean programs
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -35,6 +35,9 @@ lab: $(READY) ## open JupyterLab on the notebooks
 
 reproduce: $(READY) ## compute every stored result again (PRESET=laptop, or paper on a GPU)
 	@$(BIN)/sepnb reproduce all --preset $(PRESET)
+
+readme: $(READY) ## write README.md again, its numbers from the stored results
+	@$(BIN)/python nbs/build_readme.py
 
 bench: $(READY) ## measure the speed of the models on this machine
 	@$(BIN)/sepnb bench

@@ -335,7 +335,7 @@ SIZES = {"smoke": dict(t=256, items=1, few=1, seeds=1, steps=2, long=3, wavenet=
          "laptop": dict(t=512, items=20, few=4, seeds=3, steps=15, long=45, wavenet=5, tried=2),
          "paper": dict(t=16000, items=50, few=10, seeds=3, steps=100, long=1000, wavenet=100, tried=10)}  # steps at each level; tried: validation mixes
 DOWN = tuple(reversed(LADDER))
-ALONE, ANNEALED = (1e-7, 1e-6, 1e-5), (2e-5, 5e-6, 1.25e-6)  # step sizes to choose from; 2e-5 is Song & Ermon's, a fifth of sigma^2
+ALONE, ANNEALED = (1e-9, 1e-8, 1e-7), (2e-5, 5e-6, 1.25e-6)  # step sizes to choose from; 2e-5 is Song & Ermon's, a fifth of sigma^2
 TEST_SEED = 1  # of the test mixes: no choice was made on them
 
 

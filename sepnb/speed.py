@@ -46,7 +46,7 @@ class PlainStack(nn.Module):
         return weight_norm(layer)
 
     def forward(self, x):
-        h, total = self.first(x), 0.0
+        h, total = F.relu(self.first(x)), 0.0
         for filter_, gate, residual, skip in zip(self.filters, self.gates, self.residuals, self.skips):
             g = torch.tanh(filter_(h)) * torch.sigmoid(gate(h))
             h, total = (h + residual(g)) * math.sqrt(0.5), total + skip(g)

@@ -166,7 +166,8 @@ class Tables:
         return np.fft.fft(w)[:, 1 : n + 1] / 8192 * np.exp(-1j * np.pi * np.arange(1, n + 1) / 8192)
 
 # %% ../nbs/16_wavetable.ipynb #c550e5f1
-WIDTHS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)  # half-widths of the widened jumps, cycles
+# Half-widths of the widened jumps, cycles. At last none: a sample within a ramp would hold back slopes that fit everywhere else.
+WIDTHS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 0.0)
 
 @lru_cache(maxsize=8)
 def _shuffled(t): # -> the indices below t in an order that is always the same
@@ -197,6 +198,7 @@ def refine(x, # (t,) float64
     for h in widths:
         some = order[: _few(h, t)] if _few(h, t) < len(x) else slice(None)
         xs, ss = x[some], s[some]
+        theta = theta if h else best
         A, g, e = tables.normal(xs, ss, theta, h)
         for _ in range(steps):
             step, taken = np.linalg.solve(A + damping * len(ss), g).reshape(k, 3), False
@@ -436,12 +438,12 @@ class Search:
         self.index = np.where(self.flip, self.n - index, index)
         # positions are counted from the middle, which for an even t lies between two samples: folding turns the sign
         self.sign = np.where((far + self.n // 2) // self.n * (t - 1) % 2, -1.0, 1.0)
-        self.centre = np.exp(2j * np.pi * np.arange(self.n // 2 + 1) / self.n * 0.5 * (t - 1))
+        self.centre = np.exp(2j * np.pi * np.arange(self.n // 2 + 1) / self.n * 0.5 * (t - 1)).astype(np.complex64)
         self.phase = np.arange(phases) / phases
         self.turn = np.exp(-2j * np.pi * np.arange(1, harmonics + 1)[:, None] * self.phase)
 
     def spectrum(self, x): # (t,) -> (n / 2 + 1,), phases relative to the middle of the window
-        return spfft.rfft(x, self.n) * self.centre
+        return spfft.rfft(np.asarray(x, np.float32), self.n) * self.centre  # good for a start, and twice as fast
 
     def energy(self, X, k, rows=None): # -> explained energy (f,), phase (f,), level (f,) of class k at frequencies `rows`
         index, flip, sign = (v if rows is None else v[rows] for v in (self.index, self.flip, self.sign))

@@ -77,6 +77,16 @@ def test_the_check_accepts_exact_samples_and_little_else(case):
         assert chance(wrong, mean, cov) < 1e-3
 
 
+@pytest.mark.parametrize("sigma", [0.03, 0.3])
+def test_a_level_that_does_not_fall_is_sampled_with_the_right_variance(case, sigma):
+    bank, mixes, _, _ = case
+    there = wiener_posterior(PriorBank({n: Wiener(p.cov + sigma**2 * torch.eye(T)) for n, p in zip(bank.names, bank.priors)}), N * mixes[0])
+    seen = {}
+    levels = falling(sigma * (1 + 1e-9), sigma, 300)
+    projection(mixes, bank, levels, torch.Generator().manual_seed(1), lambda step, _, x: seen.update({step: x}))
+    assert chance(seen[298], *there) > 1e-3  # the last step goes down to no noise
+
+
 def test_with_equal_sources_the_flow_on_the_plane_is_right_and_the_share_is_equal(case):
     bank, mixes, _, _ = case
     equal = PriorBank({str(k): bank.priors[0] for k in range(N)})
