@@ -20,7 +20,10 @@ def stored(name):
     path = FOLDER / f"{name}.csv"
     if not path.exists():
         pytest.skip(f"{name} is not stored")
-    return pd.read_csv(path), json.loads(path.with_suffix(".json").read_text())
+    info = json.loads(path.with_suffix(".json").read_text())
+    if since := presets.changed(info):
+        pytest.skip(f"{name} is marked: {' and '.join(since)} changed since")
+    return pd.read_csv(path), info
 
 
 def three(frame, name):

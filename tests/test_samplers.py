@@ -113,3 +113,16 @@ def test_coordinate_denoising_is_block_gauss_seidel(case, order):
     error = [(coordinate(m, bank, falling(0.3, 1e-3, n), order=order)[0] - mean).abs().max() / mean.abs().max() for n in (50, 500)]
     assert error[1] < error[0] / 5 and error[1] < 0.02, "with falling levels, the posterior's mean"
     assert math.isclose(coordinate(mixes, bank, LEVELS[:50], order=order).std(0).max(), 0, abs_tol=1e-9), "an estimate, without spread"
+
+
+def test_a_gradient_that_explodes_leaves_the_waveform():
+    from sepnb.samplers import denoised
+
+    class Cliff(torch.nn.Module):
+        config = None
+
+        def log_prob(self, x, sigma=None):
+            return (x.clamp_min(0.5) ** 40).sum(-1) * 1e20
+
+    x = torch.tensor([[0.1, 0.2], [0.1, 0.9]])
+    assert torch.equal(denoised(Cliff(), x, 0.1), x)
