@@ -30,7 +30,7 @@ from .wavetable import Wavetable
 
 # %% ../nbs/36_separation.ipynb #c7796688
 TEST_SEED = 1  # of the test mixes of every row: no choice was made on them
-ITEMS = {"smoke": {16000: 2, 1024: 2}, "laptop": {16000: 300, 1024: 30}, "paper": {16000: 1500, 1024: 1500}}  # test mixes, by their samples:
+ITEMS = {"smoke": {16000: 2, 1024: 2}, "laptop": {16000: 200, 1024: 30}, "paper": {16000: 1500, 1024: 1500}}  # test mixes, by their samples:
 # all rows of one length have the same number, as many as two cores can do in an hour for the slowest of them together
 TRIED = {"smoke": 1, "laptop": 4, "paper": 50}  # validation mixes of a choice
 CAP = 160.0  # dB: an estimate that is exact to float32 scores about this, and infinity counts as this
