@@ -86,7 +86,7 @@ LEVELS = {"wavetable": _options(*(falling(0.5, 1e-2, n) for n in (2, 4, 8))),
           "blackbox": _options(*(falling(0.7, 0.1, n) + FINE for n in (15, 30, 60))),
           "flowavenet": _options(*(falling(0.5, 5e-3, n) for n in (15, 30)))}
 DIFFUSION = _options(*(falling(1, 1e-2, n) for n in (12, 30)))
-LANGEVIN = _options(DOWN, steps=(20,), eta=(2e-5, 5e-6))
+LANGEVIN = _options(DOWN, steps=(10,), eta=(5e-6,))  # the step size that the Langevin chapter chose for FloWaveNets that are fine-tuned
 REPAIRS = dict(enough=(1e-3, 1e-4))
 
 # %% ../nbs/36_separation.ipynb #fbf30baa
