@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['RATE', 'COLORS', 'png', 'use_style', 'check_wave', 'players', 'player', 'scrubber', 'plot_waves', 'stft', 'istft',
-           'plot_spectrogram', 'resample', 'save', 'load']
+           'plot_spectrogram', 'resample', 'writing', 'save', 'Recording', 'load']
 
 # %% ../nbs/00_audio.ipynb #69f7aed0
-import base64, html, io, math, os, struct, tempfile, wave
+import base64, contextlib, html, io, math, os, shutil, struct, tempfile, wave
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -196,29 +197,58 @@ def resample(x, # (..., t) waveform
                        resampling_method="sinc_interp_kaiser", beta=14.77)                    # about 90 % of the new Nyquist frequency
 
 # %% ../nbs/00_audio.ipynb #e84bdb81
-def save(path, # where to; the suffix chooses the format (.wav, .flac, .ogg)
-         x, # (t,) or (channels, t) waveform in [-1, 1]
-         rate:int=RATE, # its sample rate, Hz
-         subtype:str=None, # libsndfile's sample format, such as "FLOAT"; None means 16 bit where the format has it
-         ): # -> Path
-    "Write an audio file through a temporary file beside it, so that a file of this name is always complete."
-    path, x = Path(path), check_wave(x, max_abs=1., name=f"waveform for {path}").detach().cpu()
-    if x.ndim > 2: raise ValueError(f"waveform for {path} has shape {tuple(x.shape)}; expected (t,) or (channels, t)")
-    kind = path.suffix[1:].upper()
-    if kind not in sf.available_formats(): raise ValueError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; use .wav, .flac or .ogg")
-    fd, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(fd)
+@contextlib.contextmanager
+def writing(paths, # where to; each suffix chooses the format (.wav, .flac, .ogg)
+            rate:int=RATE, # sample rate of all files, Hz
+            channels:int=1, # of all files
+            subtype:str=None, # libsndfile's sample format, such as "FLOAT"; None means 16 bit where the format has it
+            ): # yields one function for each path, which appends a piece (t,) or (channels, t)
+    "Write audio files piece by piece. They appear together when the block has ended well; an error leaves none of them. OSError names the file."
+    paths, parts, files = [Path(p) for p in paths], [], []
+    for path in paths:
+        if path.suffix[1:].upper() not in sf.available_formats(): raise ValueError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; use .wav, .flac or .ogg")
+        if path.is_dir(): raise IsADirectoryError(f"{path} is a folder; expected the name of a file")
     try:
-        sf.write(part, x.float().numpy().T, rate, format=kind, subtype=subtype)
-        os.chmod(part, 0o666 & ~_umask()) # mkstemp makes a private file
-        os.replace(part, path)
-    finally: Path(part).unlink(missing_ok=True)
-    return path
+        for path in paths:
+            try: fd, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            except OSError as e: raise OSError(e.errno, e.strerror, str(path)) from e
+            os.close(fd); parts.append(part)
+            with _naming(path): files.append(sf.SoundFile(part, "w", int(rate), channels, subtype, format=path.suffix[1:].upper()))
+        yield [partial(_append, f, path) for f, path in zip(files, paths)]
+        for f, part, path in zip(files, parts, paths):
+            with _naming(path): f.close()
+            os.chmod(part, 0o666 & ~_umask()) # mkstemp makes a private file
+        for part, path in zip(parts, paths): os.replace(part, path)
+    finally:
+        for f in files:
+            with contextlib.suppress(sf.LibsndfileError): f.close()
+        for part in parts: Path(part).unlink(missing_ok=True)
+
+@contextlib.contextmanager
+def _naming(path):
+    "libsndfile's errors while writing, as an OSError that names the file."
+    try: yield
+    except sf.LibsndfileError as e:
+        raise OSError(f"{path} cannot be written ({e.error_string or 'system error'}); {shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free on its disk") from e
+
+def _append(file, path, x):
+    with _naming(path): file.write(x.detach().cpu().float().numpy().T)
 
 def _umask():
     "The process's file mode mask, which can only be read by setting it."
     mask = os.umask(0); os.umask(mask)
     return mask
+
+def save(path, # where to; the suffix chooses the format (.wav, .flac, .ogg)
+         x, # (t,) or (channels, t) waveform in [-1, 1]
+         rate:int=RATE, # its sample rate, Hz
+         subtype:str=None, # libsndfile's sample format, such as "FLOAT"; None means 16 bit where the format has it
+         ): # -> Path
+    "Write an audio file through a temporary file beside it, so that a file of this name is always complete. OSError where that is impossible."
+    x = check_wave(x, max_abs=1., name=f"waveform for {path}")
+    if x.ndim > 2: raise ValueError(f"waveform for {path} has shape {tuple(x.shape)}; expected (t,) or (channels, t)")
+    with writing([path], rate, 1 if x.ndim == 1 else len(x), subtype) as (write,): write(x)
+    return Path(path)
 
 # %% ../nbs/00_audio.ipynb #c9e83d1a
 def _check_complete(path):
@@ -229,6 +259,28 @@ def _check_complete(path):
     if have < size < 0xFFFFFFFF: # streams leave the largest number there
         raise ValueError(f"{path} is truncated: its header promises {size} bytes, the file has {have}")
 
+class Recording:
+    "An audio file that is read piece by piece: its `rate`, `channels` and `frames`. ValueError names the file where it is truncated, empty, not finite or not audio."
+    def __init__(self, path): # WAV, FLAC, OGG, MP3 and whatever else libsndfile reads
+        if not Path(path).is_file(): raise FileNotFoundError(f"no audio file at {path}")
+        _check_complete(path)
+        with self._foreign(path): self.file = sf.SoundFile(path)
+        self.path, self.rate, self.channels, self.frames = path, self.file.samplerate, self.file.channels, self.file.frames
+
+    @contextlib.contextmanager
+    def _foreign(self, path):
+        try: yield
+        except sf.LibsndfileError as e: raise ValueError(f"{path} cannot be read as audio (foreign or damaged file): {e}") from e
+
+    def read(self, start=0, stop=None): # samples -> float32 (channels, stop - start)
+        "A piece of it."
+        start, stop = (min(n, self.frames) for n in (start, self.frames if stop is None else stop))
+        with self._foreign(self.path):
+            self.file.seek(start)
+            x = self.file.read(stop - start, dtype="float32", always_2d=True)
+        if len(x) < stop - start: raise ValueError(f"{self.path} is truncated: {stop - start} samples promised, {len(x)} found")
+        return check_wave(torch.from_numpy(x.T.copy()), name=str(self.path))
+
 def load(path, # an audio file: WAV, FLAC, OGG, MP3 and whatever else libsndfile reads
          rate:int=RATE, # resample to this rate, Hz; None keeps the file's own
          mono:bool=True, # average the channels
@@ -236,15 +288,8 @@ def load(path, # an audio file: WAV, FLAC, OGG, MP3 and whatever else libsndfile
          duration:float=None, # read this many seconds; None reads to the end
          ): # -> float32 tensor (t,), or (channels, t) where mono is False
     "Read an audio file. ValueError names the file where it is truncated, empty, not finite or not audio."
-    if not Path(path).is_file(): raise FileNotFoundError(f"no audio file at {path}")
     if start < 0 or (duration is not None and duration <= 0): raise ValueError(f"start {start} s, duration {duration} s; expected start >= 0 and duration > 0")
-    _check_complete(path)
-    try:
-        with sf.SoundFile(path) as f:
-            f.seek(min(round(start * f.samplerate), f.frames))
-            want = f.frames - f.tell() if duration is None else min(round(duration * f.samplerate), f.frames - f.tell())
-            x, file_rate = f.read(want, dtype="float32", always_2d=True), f.samplerate
-    except sf.LibsndfileError as e: raise ValueError(f"{path} cannot be read as audio (foreign or damaged file): {e}") from e
-    if len(x) < want: raise ValueError(f"{path} is truncated: {want} samples promised, {len(x)} found")
-    x = check_wave(torch.from_numpy(x.T.copy()), name=str(path))
-    return resample(x.mean(0) if mono else x, file_rate, rate or file_rate)
+    sound = Recording(path)
+    first = round(start * sound.rate)
+    x = sound.read(first, None if duration is None else first + round(duration * sound.rate))
+    return resample(x.mean(0) if mono else x, sound.rate, rate or sound.rate)
