@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jinja2
 
-from sepnb import langevin, presets
+from sepnb import langevin, presets, separation
 from sepnb.likelihood import accuracy, as_cross, auroc
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +57,16 @@ def row(name, title, before=()):
             f"{s['exact']} exact, {s['above']} above 10 dB, {s['n']} test mixes{length} | - |")
 
 
+def separation_rows():
+    "The rows of separation and of the training of their priors, as far as they are computed."
+    lines = [train("wavetable", unit="rounds at most"), ("pursuit", "Separation, pursuit"), ("formulas", "the same with the true formulas, an oracle"),
+             train("score-pitch", "pitch-locked score"), ("repaired-pitch", "coordinate denoising with them, repaired", ("coordinate-pitch",)),
+             train("score-blackbox", "black-box score"),
+             ("exchanged-blackbox", "coordinate denoising with them, repaired twice", ("coordinate-blackbox", "repaired-blackbox"))]
+    there = separation.measured(preset=PRESET)
+    return "\n".join(line if isinstance(line, str) else row(*line) for line in lines if isinstance(line, str) or line[0] in there)
+
+
 def fig4(sigma):
     "Accuracies at one level, by way of training."
     frame = stored("fig4-flowavenet")[0]
@@ -83,7 +93,7 @@ def found(**at):
 def render():
     "The README as text."
     env = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    names = dict(train=train, fig3=fig3, row=row, scores=scores, fig4=fig4, minutes=minutes, beyond_text=beyond_text, found=found, stored=stored,
+    names = dict(separation_rows=separation_rows, train=train, fig3=fig3, row=row, scores=scores, fig4=fig4, minutes=minutes, beyond_text=beyond_text, found=found, stored=stored,
                  langevin=langevin)
     return env.from_string((ROOT / "nbs" / "README.md.in").read_text()).render(**names)
 

@@ -313,8 +313,9 @@ def find(full):
 def members(name, obj):
     "{name: object}: what is documented with an object, that is itself and the public methods of a class that say what they do"
     inside = vars(obj).items() if inspect.isclass(obj) else ()
-    return {name: obj} | {f"{name}.{k}": v for k, v in inside if not k.startswith("_")
-                          and (inspect.isfunction(v) or isinstance(v, property)) and (v.__doc__ or returned(v))}
+    # a function that is the default of a field is no method
+    own = lambda v: isinstance(v, property) or (inspect.isfunction(v) and v.__qualname__.startswith(f"{obj.__qualname__}."))
+    return {name: obj} | {f"{name}.{k}": v for k, v in inside if not k.startswith("_") and own(v) and (v.__doc__ or returned(v))}
 
 
 def names():

@@ -499,7 +499,8 @@ def langevin_trace(preset):
 def tally(frame, info, method=None): # of "langevin" -> str
     "How many sources were separated from noise, with everything that the count rests on."
     part = frame[(frame.start == "noise") & ((frame.method == method) if method else (frame.method != "as released"))]
-    mixes, seeds, steps = part["item"].nunique(), part.seed.nunique(), sorted(part.steps.unique())
-    levels = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]}"
-    return (f"{(part.si_sdr >= RULES['separated']).sum()} of {len(part)} sources ({mixes} test mixes of {info['t']} samples, {seeds} seed{'s' * (seeds > 1)}, "
-            f"{levels} steps at each of {len(DOWN)} levels)")
+    span = lambda v: f"{min(v)} to {max(v)}" if min(v) < max(v) else f"{min(v)}"
+    by_method = part.groupby("method")
+    return (f"{(part.si_sdr >= RULES['separated']).sum()} of {len(part)} sources ({part.method.nunique()} method{'s' * (part.method.nunique() > 1)}, "
+            f"{span(by_method['item'].nunique())} test mixes of {info['t']} samples and {span(by_method.seed.nunique())} seeds each, "
+            f"{span(part.steps)} steps at each of {len(DOWN)} levels)")

@@ -174,7 +174,7 @@ def fig3_score(preset):
     return frame
 
 # %% ../nbs/20_likelihood.ipynb #d92b5d76
-VARIANTS = {"smoke": (2, 2, 256), "laptop": (1000, 60, 2048), "paper": (150_000, 500, 16000)}  # training steps; validation items, samples of each
+VARIANTS = {"smoke": (2, 2, 256), "laptop": (300, 60, 2048), "paper": (150_000, 500, 16000)}  # training steps; validation items, samples of each
 
 
 @experiment("flow-variants")

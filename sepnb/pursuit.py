@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COST', 'ROUNDING', 'FEW', 'NEAR', 'Tones', 'Heard', 'greedy', 'overtones', 'matched', 'alone', 'together', 'readings',
-           'repaired', 'pruned', 'expected_si_sdr', 'moved', 'carried', 'explain', 'pursuit']
+           'repaired', 'pruned', 'edged', 'expected_si_sdr', 'moved', 'carried', 'explain', 'pursuit']
 
 # %% ../nbs/33_pursuit.ipynb #39c32eea
 import itertools, math, time
@@ -145,6 +145,26 @@ def pruned(heard, tones): # -> Tones
             tones = replace(tones, theta=theta, left=without)
     return tones
 
+# %% ../nbs/33_pursuit.ipynb #0f55d2bb
+def edged(heard, tones, most=16): # -> Tones
+    "Moves edges past samples on their wrong side, the largest error first, at most so often; what explains most is kept."
+    tables, s, best, theta = heard.search.tables, positions(heard.t) * 2 / heard.t, tones, tones.theta.copy()
+    for _ in range(most if tones.left > heard.floor else 0):
+        r = heard.residual(replace(tones, theta=theta))
+        n, left = int(np.abs(r).argmax()), float(r @ r) / heard.energy
+        if left < best.left:
+            best = replace(tones, theta=theta.copy(), left=left)
+        edges = [(theta[q, 0] * s[n] * heard.t / 2 + theta[q, 1] - edge, q) for q, k in enumerate(tones.classes) if theta[q, 2] != 0
+                 for edge in tables.jump_at[k, : tables.jumps[k]]]
+        d, q = min(((d - round(d), q) for d, q in edges), key=lambda e: abs(e[0]), default=(1.0, 0))
+        if abs(d) > 2e-3 or left <= heard.floor:
+            break
+        theta[q, :2] -= 1.2 * d / (1 + s[n] ** 2) * np.array([s[n] * 2 / heard.t, 1.0])
+    if best.left > 0.9 * tones.left:
+        return tones
+    best = heard.polish(best.classes, best.theta, (0.0,))
+    return replace(best, settled=tones.settled or best.left <= heard.floor)
+
 # %% ../nbs/33_pursuit.ipynb #129ba9b1
 def expected_si_sdr(heard, tones): # -> (k,) dB, nan for silent tones
     "The SI-SDR that each tone should have if what is left is noise, from the curvature of the joint fit."
@@ -165,7 +185,9 @@ NEAR = 0.1  # share of the energy that a hint may leave unexplained: with more, 
 
 def moved(tones, by): # -> Tones
     "The same tones in a window that lies `by` samples later."
-    return replace(tones, theta=tones.theta + np.outer(tones.theta[:, 0], [0.0, by, 0.0]))
+    theta = tones.theta + np.outer(tones.theta[:, 0], [0.0, by, 0.0])
+    theta[:, 1] %= 1.0
+    return replace(tones, theta=theta)
 
 
 def carried(heard, hint): # -> Tones, or None where another chord plays
@@ -187,7 +209,7 @@ def explain(y, # (t,) float64, the sum of the sources
     if tones is None or not tones.settled:
         cold = repaired(heard, greedy(heard, range(n)), budget + heard.tries)
         tones = cold if tones is None or cold.left < tones.left else tones
-    return pruned(heard, tones), heard.tries
+    return pruned(heard, edged(heard, tones)), heard.tries
 
 
 def pursuit(mixes, # (b, t), the mean of the sources

@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'DOUBT', 'REASONS', 'RUN', 'window_starts', 'fade', 'CrossFade', 'pursue', 'twice', 'Separation', 'stream',
            'separate', 'separate_file']
 
-# %% ../nbs/35_recordings.ipynb #95501a51
+# %% ../nbs/35_recordings.ipynb #81f4cfcf
 import math, shutil
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +23,11 @@ from . import audio, toy
 from .evaluation import si_sdr
 from .langevin import check_schedule
 from .presets import experiment, load_bank
-from .pursuit import Heard, carried, expected_si_sdr, explain, moved, pruned
-from .samplers import coordinate, denoised, dirac, falling, loudest_first, projection
+from .pursuit import Heard, carried, edged, expected_si_sdr, explain, moved, pruned
+from .samplers import coordinate, denoised, dirac, falling, loudest_first, projection, unexplained
 from .wavetable import Search, Wavetable
 
-# %% ../nbs/35_recordings.ipynb #a2374dac
+# %% ../nbs/35_recordings.ipynb #01fc9532
 def window_starts(length, size): # -> first samples
     "Windows of `size` samples that overlap by half and cover `length`; the last one ends with it."
     starts = list(range(0, max(length - size, 0) + 1, max(size // 2, 1)))
@@ -57,7 +57,7 @@ class CrossFade:
         self.weight = self.weight[:, n:]
         return done
 
-# %% ../nbs/35_recordings.ipynb #3cce55a8
+# %% ../nbs/35_recordings.ipynb #d9b1c26d
 def _weakest(x, error, least=1e-7): # energies (k,) of stems and of their errors -> dB of the weakest that is not silent
     heard = x > least * x.sum()
     return (10 * np.log10(x[heard] / (np.broadcast_to(error, x.shape)[heard] + 1e-30) + 1e-30)).min() if heard.any() else math.inf
@@ -79,7 +79,7 @@ def pursue(sums, # (w, size) float64, windows of one channel, each the sum of it
         if not tones[i].settled and tones[i + 1].settled and tones[i + 1].theta[:, 2].any():
             heard = Heard(sums[i], search)
             other = carried(heard, moved(tones[i + 1], starts[i] - starts[i + 1]))
-            tones[i] = pruned(heard, other) if other and other.left < tones[i].left else tones[i]
+            tones[i] = pruned(heard, edged(heard, other)) if other and other.left < tones[i].left else tones[i]
     stems, sure = np.zeros((len(sums), len(search.power), sums.shape[1]), np.float32), []
     for s, y, found in zip(stems, sums, tones):
         heard = Heard(y, search)
@@ -92,29 +92,34 @@ def pursue(sums, # (w, size) float64, windows of one channel, each the sum of it
             sure.append((-math.inf, "vanished") if (energy == 0).any() else (_weakest(energy, found.left * heard.energy), "left"))
     return stems, np.array([t.left for t in tones]), sure
 
-# %% ../nbs/35_recordings.ipynb #535dbd8d
+# %% ../nbs/35_recordings.ipynb #ad52d4f4
 def twice(pieces, # (w, size), windows, each the mean of its sources
           bank, method, sigmas, generator, check):
     # -> stems (w, k, size) as loud as the sources, unexplained (w,), [(expected dB, reason)]
-    "A sampler on many windows at once, and where `check` is set once more, in another order and with other noise."
+    "A sampler on many windows at once, and where `check` is set once more, in another order and with other noise; what explains more is kept."
     n, t = len(bank.names), pieces.shape[1]
     padded = torch.nn.functional.pad(pieces, (0, -t % 16))  # flows want a multiple of their squeezes
     sampler = {"coordinate": coordinate, "projection": projection, "dirac": dirac}[method]
     s = sampler(padded, bank, sigmas, generator=generator)
-    energy, rest = s.square().sum(2), (n * padded - s.sum(1)).square().sum(1)
-    left = rest / (n * padded).square().sum(1).clamp_min(1e-30)
-    estimates = {"left": rest[:, None].expand_as(energy)}
+    left, differ = unexplained(padded, s), torch.zeros(s.shape[:2])
     if check:
-        with torch.no_grad():
-            again = torch.stack([denoised(p, s[:, k], sigmas[-1]) for k, p in enumerate(bank.priors)], 1)
-        estimates["unlike"] = (again - s).square().sum(2)
         order = loudest_first(bank)
         other = dict(order=order[1::-1] + order[2:]) if method == "coordinate" else {}
-        estimates["differ"] = (sampler(padded, bank, sigmas, generator=generator, **other) - s).square().sum(2)
+        again = sampler(padded, bank, sigmas, generator=generator, **other)
+        left_again = unexplained(padded, again)
+        # a second answer that explains far less says nothing against the first; one that explains more replaces it
+        differ = (again - s).square().sum(2) * (left_again < 10 * left)[:, None]
+        better = left_again < left
+        s[better], left[better] = again[better], left_again[better]
+    energy = s.square().sum(2)
+    with torch.no_grad():
+        shown = torch.stack([denoised(p, s[:, k], sigmas[-1]) for k, p in enumerate(bank.priors)], 1)
+    rest = (n * padded - s.sum(1)).square().sum(1)
+    estimates = {"left": rest[:, None].expand_as(energy), "unlike": (shown - s).square().sum(2), "differ": differ}
     sure = [min((_weakest(energy[w].numpy(), e[w].numpy()), why) for why, e in estimates.items()) for w in range(len(s))]
     return s[..., :t], left.numpy(), sure
 
-# %% ../nbs/35_recordings.ipynb #fd98769e
+# %% ../nbs/35_recordings.ipynb #20f80936
 METHODS = ("pursuit", "coordinate", "projection", "dirac")
 DOUBT = 15.0  # dB: a window of whose weakest stem less is expected is doubted; chosen on validation mixes, below
 REASONS = {"left": "the stems leave a part of the mix that compares with the weakest of them",
@@ -164,7 +169,7 @@ def _in_order(jobs, workers): # yields (info, results); at most `workers` jobs a
     finally:
         pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/35_recordings.ipynb #9a3e8ce8
+# %% ../nbs/35_recordings.ipynb #0930a9b3
 RUN = 8  # windows in a run: hints do not cross its ends
 
 def _solver(bank, method, size, rate, sigmas, generator, check): # -> f(pieces (w, channels, size), starts) -> [function]
@@ -213,7 +218,7 @@ def stream(read, # (start, stop) -> (channels, stop - start) of the mix
         done(w)
         yield x[:, : stop - run[0]], faded.until(stop)
 
-# %% ../nbs/35_recordings.ipynb #1f4ab0db
+# %% ../nbs/35_recordings.ipynb #50875be8
 def _options(priors, method, window, rate, length, sigmas, workers): # -> bank, sigmas, workers
     "What `separate` was told, checked."
     if method not in METHODS:
@@ -271,7 +276,7 @@ def _separate(read, length, write, priors, method="pursuit", rate=audio.RATE, wi
             write(stems + left / len(stems) if add_up else stems)
     return rest / max(energy, 1e-12), pd.DataFrame(rows)
 
-# %% ../nbs/35_recordings.ipynb #a3b07ae0
+# %% ../nbs/35_recordings.ipynb #be49113c
 def separate_file(path, # an audio file
                   out, # the folder to write one WAV file per source into
                   priors="toy", # as in `separate`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEST_SEED', 'ITEMS', 'TRIED', 'CAP', 'FINE', 'LEVELS', 'DIFFUSION', 'LANGEVIN', 'REPAIRS', 'ROWS', 'LABELS', 'KINDS',
            'formula_bank', 'Row', 'groups', 'separated', 'choose', 'separate_toy', 'separation_bss', 'label',
-           'separation_table', 'story', 'plot_story', 'readme_picture']
+           'measured', 'separation_table', 'story', 'plot_story', 'readme_picture']
 
 # %% ../nbs/36_separation.ipynb #4585dbe8
 import itertools, math, time
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from . import audio, toy
 from .evaluation import bss_eval, ideal_ratio_mask, si_sdr_improvement
 from .langevin import DOWN, langevin
-from .presets import experiment, load_bank, result, training_table
+from .presets import PRESETS, artifacts, experiment, load_bank, preset_name, result, training_table
 from .pursuit import pursuit
 from .samplers import coordinate, dirac, falling, loudest_first, projection, repaired, unexplained
 from .supervised import load_supervised
@@ -218,10 +218,18 @@ def label(row): # the name of a row of the table
     return LABELS[sampler] + (f", {KINDS[kind]}" if kind else "")
 
 
-def separation_table(rows=None, preset=None): # -> DataFrame
+def measured(rows=tuple(ROWS), preset=None): # -> list
+    "Those of the rows that have a stored result; all of them at smoke, where results are computed anew."
+    if preset is None and preset_name() == "smoke":
+        return list(rows)
+    there = lambda row: any((artifacts() / "results" / p / f"separation-toy-{row}.csv").exists() for p in ([preset] if preset else PRESETS))
+    return [row for row in rows if there(row)]
+
+
+def separation_table(rows=tuple(ROWS), preset=None): # -> DataFrame
     "Mean, median, spread, share that is exact, share above 10 dB and worst SI-SDR improvement of every row, what it took, on how many mixes."
     table, bss = [], result("separation-bss", preset)[0].groupby("row").SDR.median()
-    for row in rows or ROWS:
+    for row in measured(rows, preset):
         frame, info = result(f"separation-toy-{row}", preset)
         v = frame.si_sdri.dropna()
         low, high = v.quantile([0.25, 0.75])
