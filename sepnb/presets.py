@@ -295,12 +295,15 @@ def bank_for(model:str, data:str="toy", preset=None, sigma=0., seed:int=0): # ->
 
 # %% ../nbs/19_presets.ipynb #5addbbe4
 EXPERIMENTS = {}
+_SHIPPED = {}  # the same as the package has them: a notebook that defines an experiment registers its own over it
 
 
 def experiment(name:str):
     "Decorator: registers `f(preset) -> DataFrame` under `name`."
     def register(f):
         EXPERIMENTS[name] = f
+        if getattr(f, "func", f).__module__.startswith("sepnb."):
+            _SHIPPED[name] = f
         return f
     return register
 
@@ -330,7 +333,7 @@ def changed(info): # provenance of a stored result -> list of what is no longer 
     "What has changed since a result was computed. Results without a hash of their code count as changed."
     try:
         importlib.import_module(info["module"])
-        f = _with_models(EXPERIMENTS[info["name"]], info["weights"])
+        f = _with_models(_SHIPPED.get(info["name"]) or EXPERIMENTS[info["name"]], info["weights"])
         out = [] if info["code"] == code_hash(f) else ["its code"]
     except (KeyError, ModuleNotFoundError):
         return ["its code"]
