@@ -82,7 +82,7 @@ def _options(*schedules, **others): # -> tuple of dicts: every schedule with eve
 
 FINE = falling(0.09, 0.02, 10)  # the last levels of the black boxes
 LEVELS = {"wavetable": _options(*(falling(0.5, 1e-2, n) for n in (2, 4, 8))),
-          "pitch": _options(*(falling(0.5, 2e-3, n) for n in (2, 4, 8))),
+          "pitch": _options(*(falling(0.5, 2e-3, n) for n in (2, 4))),
           "blackbox": _options(*(falling(0.7, 0.1, n) + FINE for n in (15, 30, 60))),
           "flowavenet": _options(*(falling(0.5, 5e-3, n) for n in (15, 30)))}
 DIFFUSION = _options(*(falling(1, 1e-2, n) for n in (12, 30)))
