@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEST_SEED', 'ITEMS', 'TRIED', 'CAP', 'FINE', 'LEVELS', 'DIFFUSION', 'LANGEVIN', 'REPAIRS', 'ROWS', 'LABELS', 'KINDS',
-           'formula_bank', 'Row', 'groups', 'separated', 'choose', 'separate_toy', 'separation_bss', 'label',
-           'measured', 'separation_table', 'story', 'plot_story', 'readme_picture']
+           'formula_bank', 'Row', 'groups', 'separated', 'choose', 'separate_toy', 'measured', 'separation_bss',
+           'label', 'separation_table', 'story', 'plot_story', 'readme_picture']
 
 # %% ../nbs/36_separation.ipynb #4585dbe8
 import itertools, math, time
@@ -188,11 +188,19 @@ for _name in ROWS:
     experiment(f"separation-toy-{_name}")(partial(separate_toy, _name, ROWS[_name]))
 
 # %% ../nbs/36_separation.ipynb #d9af308a
+def measured(rows=tuple(ROWS), preset=None): # -> list
+    "Those of the rows that have a stored result; all of them at smoke, where results are computed anew."
+    if preset is None and preset_name() == "smoke":
+        return list(rows)
+    there = lambda row: any((artifacts() / "results" / p / f"separation-toy-{row}.csv").exists() for p in ([preset] if preset else PRESETS))
+    return [row for row in rows if there(row)]
+
+
 @experiment("separation-bss")
 def separation_bss(preset): # -> DataFrame, one row per row of the table, item and source
     "BSS-eval v4 of the first two mixes, for the rows that separate whole seconds: its filters have 512 taps."
     sources, rows = toy.ToyData("test", seed=TEST_SEED).batch(range(1 if preset == "smoke" else 2)), []
-    for row in tqdm(["mask"] if preset == "smoke" else [r for r in ROWS if ROWS[r].t == 16000], desc="BSS-eval"):
+    for row in tqdm(["mask"] if preset == "smoke" else [r for r in measured(preset=preset) if ROWS[r].t == 16000], desc="BSS-eval"):
         how = ROWS[row]
         bank, options = _prior(how.prior, preset), {} if preset == "smoke" else result(f"separation-toy-{row}", preset)[1]["options"]
         for i in range(len(sources)):
@@ -216,14 +224,6 @@ KINDS = {"wavetable": "wavetables", "flowavenet": "conditional FloWaveNets", "pi
 def label(row): # the name of a row of the table
     sampler, _, kind = row.partition("-")
     return LABELS[sampler] + (f", {KINDS[kind]}" if kind else "")
-
-
-def measured(rows=tuple(ROWS), preset=None): # -> list
-    "Those of the rows that have a stored result; all of them at smoke, where results are computed anew."
-    if preset is None and preset_name() == "smoke":
-        return list(rows)
-    there = lambda row: any((artifacts() / "results" / p / f"separation-toy-{row}.csv").exists() for p in ([preset] if preset else PRESETS))
-    return [row for row in rows if there(row)]
 
 
 def separation_table(rows=tuple(ROWS), preset=None): # -> DataFrame
