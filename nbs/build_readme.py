@@ -27,7 +27,7 @@ def minutes(*names):
 def train(model, label=None, unit="steps each", losses=None):
     "The row of one model's training."
     table = presets.training_table(model, "toy", PRESET)
-    steps = f"{table.steps.iloc[0]} {unit}"
+    steps = f"{table.steps.max()} {unit}"
     said = f", last losses {table.final_loss.min():.2f} to {table.final_loss.max():.2f} nats per sample" if losses else ""
     paper = losses or "-"
     return (f"| train four {label or model} priors | `sepnb train {model} toy all` | one CPU core | {max(1, round(table.seconds.sum() / 60))} min | "
