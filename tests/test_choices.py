@@ -12,7 +12,7 @@ def splits(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("row", ["coordinate-wavetable", "coordinate-flowavenet", "langevin-wavetable"])
+@pytest.mark.parametrize("row", ["coordinate-wavetable", "coordinate-flowavenet", "projection-wavetable"])
 def test_options_of_a_row(row, splits, monkeypatch):
     monkeypatch.setitem(separation.TRIED, "laptop", 1)
     bank = separation._prior(separation.ROWS[row].prior, "smoke")  # small priors: what is tested is where they are asked
