@@ -5,7 +5,7 @@ from . import _torchaudio  # noqa: F401  (lets `import torchaudio` work beside a
 
 
 def separate(mix, priors="toy", method="pursuit", **options):
-    "Stems of a recording and the share of its energy that they leave unexplained: see `sepnb.recordings.separate`."
+    "Stems of a recording, and what speaks against them: see `sepnb.recordings.separate`."
     from .recordings import separate  # torch is imported only when it is needed
 
     return separate(mix, priors, method, **options)

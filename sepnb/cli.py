@@ -42,7 +42,7 @@ def train(model: Annotated[str, typer.Argument(help="flowavenet, wavenet, or ano
 # %% ../nbs/90_cli.ipynb #0d76190d
 def _experiments():
     "Name -> function of every experiment; the notebooks register theirs when they are imported."
-    from sepnb import beyond, constant, langevin, likelihood, presets, separation, smoothness, speed  # noqa: F401
+    from sepnb import beyond, constant, langevin, likelihood, presets, recordings, separation, smoothness, speed  # noqa: F401
 
     return presets.EXPERIMENTS
 
@@ -67,18 +67,22 @@ def separate(mix: Annotated[Path, typer.Argument(help="an audio file: any sample
              out: Annotated[Path, typer.Option(help="folder for one WAV file per source")] = Path("stems"),
              method: Annotated[str, typer.Option(help="pursuit, coordinate, projection or dirac")] = "pursuit",
              priors: Annotated[str, typer.Option(help="the data set whose wavetable priors are used")] = "toy",
-             window: Annotated[float, typer.Option(help="seconds that are separated at a time", min=0.01)] = 1.0,
+             window: Annotated[float, typer.Option(help="seconds that are separated at a time")] = 1.0,
              add_up: Annotated[bool, typer.Option(help="share the residual among the stems, so that they add up to the mix")] = False):
-    "Separate a recording into one file per source, each as loud as it is in the mix."
+    """Separate a recording into one file per source, each as loud as it is in the mix.
+
+    It says what speaks against the stems. That nothing does is no proof: not every wrong answer shows.
+    """
     import math
 
     from sepnb.recordings import separate_file
 
-    paths, share = separate_file(mix, out, method=method, priors=priors, window=window, add_up=add_up)
-    typer.echo("\n".join(str(p) for p in paths))
-    verdict = ("the priors explain it" if share < 1e-3 else
-               "the priors do not explain all of it: noise, other sources, or a wrong answer")
-    typer.echo(f"residual {10 * math.log10(share + 1e-16):.0f} dB of the mix: {verdict}")
+    found = separate_file(mix, out, method=method, priors=priors, window=window, add_up=add_up)
+    typer.echo("\n".join(str(p) for p in found.stems))
+    typer.echo(f"residual {10 * math.log10(found.unexplained + 1e-16):.0f} dB of the mix")
+    doubts = found.doubts
+    typer.echo("doubtful:\n" + "\n".join(f"- {d}" for d in doubts) if doubts else
+               f"nothing speaks against the stems (expected SI-SDR of the weakest: {found.windows.expected.min():.0f} dB)")
 
 # %% ../nbs/90_cli.ipynb #93d18177
 @app.command("list")
@@ -106,8 +110,9 @@ def main():
     "The entry point: errors that a user can mend become one line and exit code 1."
     try:
         app()
-    except (ValueError, FileNotFoundError, FloatingPointError, PermissionError) as error:
-        typer.echo(f"sepnb: {error}", err=True)
+    except (ValueError, FloatingPointError, OSError) as error:
+        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else error
+        typer.echo(f"sepnb: {said}", err=True)
         sys.exit(1)
 
 
