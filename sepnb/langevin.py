@@ -332,7 +332,7 @@ def langevin_basin(preset):
 
 # %% ../nbs/30_langevin.ipynb #08b17585
 SIZES = {"smoke": dict(t=256, items=1, few=1, seeds=1, steps=2, long=3, wavenet=1, tried=1),
-         "laptop": dict(t=512, items=20, few=4, seeds=3, steps=15, long=45, wavenet=5, tried=2),
+         "laptop": dict(t=512, items=20, few=4, seeds=3, steps=15, long=135, wavenet=5, tried=2),
          "paper": dict(t=16000, items=50, few=10, seeds=3, steps=100, long=1000, wavenet=100, tried=10)}  # steps at each level; tried: validation mixes
 DOWN = tuple(reversed(LADDER))
 ALONE, ANNEALED = (1e-9, 1e-8, 1e-7), (2e-5, 5e-6, 1.25e-6)  # step sizes to choose from; 2e-5 is Song & Ermon's, a fifth of sigma^2
@@ -361,7 +361,7 @@ METHODS = {"Algorithm 1, printed": Method("free", DOWN[-1:], chains="few", like=
            "Algorithm 1, longer": Method("free", DOWN[-1:], "long", "few", like="Algorithm 1, corrected"),
            "BASIS, fine-tuned": Method("ladder", chains="items"),
            "BASIS, told sigma": Method("told"),
-           "BASIS, longer": Method("told", steps="long", chains="few", like="BASIS, told sigma"),
+           "BASIS, longer": Method("told", steps="long", chains="items", like="BASIS, told sigma"),
            "PnF, WaveNet": Method("wavenet", steps="wavenet", chains="items")}
 
 

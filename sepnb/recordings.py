@@ -343,10 +343,10 @@ class Trial:
 
 TRIALS = {"pursuit, wavetables": Trial("pursuit", "wavetable", 60),
           "coordinate denoising, wavetables": Trial("coordinate", "wavetable", 16, falling(0.5, 1e-2, 4)),
-          "coordinate denoising, pitch-locked": Trial("coordinate", "score-pitch", 16, falling(0.5, 2e-3, 4)),
-          "coordinate denoising, black boxes": Trial("coordinate", "score-blackbox", 16, falling(0.7, 0.1, 60) + falling(0.09, 0.02, 10), 1024),
-          "projection, wavetables": Trial("projection", "wavetable", 12, falling(1, 1e-2, 8), 8000),
-          "dirac, wavetables": Trial("dirac", "wavetable", 12, falling(1, 1e-2, 8), 8000)}
+          "coordinate denoising, pitch-locked": Trial("coordinate", "score-pitch", 10, falling(0.5, 2e-3, 4)),
+          "coordinate denoising, black boxes": Trial("coordinate", "score-blackbox", 8, falling(0.7, 0.1, 60) + falling(0.09, 0.02, 10), 1024),
+          "projection, wavetables": Trial("projection", "wavetable", 16, falling(1, 1e-2, 8), 8000),
+          "dirac, wavetables": Trial("dirac", "wavetable", 16, falling(1, 1e-2, 8), 8000)}
 CONDITIONS = ("plain", "levels from 0.02 to 1, some silent, 16 bit", "sine and triangle at one pitch", "white noise at 20 dB",
               "sine and triangle at one pitch, white noise at 10 dB", "vibrato of 10 cents")
 

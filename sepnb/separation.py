@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from . import audio, toy
 from .evaluation import bss_eval, ideal_ratio_mask, si_sdr_improvement
-from .langevin import DOWN, langevin
+from .langevin import ANNEALED, DOWN, langevin
 from .presets import PRESETS, artifacts, experiment, load_bank, preset_name, result, training_table
 from .pursuit import pursuit
 from .samplers import coordinate, dirac, falling, loudest_first, projection, repaired, unexplained
@@ -30,9 +30,9 @@ from .wavetable import Wavetable
 
 # %% ../nbs/36_separation.ipynb #c7796688
 TEST_SEED = 1  # of the test mixes of every row: no choice was made on them
-ITEMS = {"smoke": {16000: 2, 1024: 2}, "laptop": {16000: 200, 1024: 30}, "paper": {16000: 1500, 1024: 1500}}  # test mixes, by their samples:
+ITEMS = {"smoke": {16000: 2, 1024: 2}, "laptop": {16000: 300, 1024: 64}, "paper": {16000: 1500, 1024: 1500}}  # test mixes, by their samples:
 # all rows of one length have the same number, as many as two cores can do in an hour for the slowest of them together
-TRIED = {"smoke": 1, "laptop": 4, "paper": 50}  # validation mixes of a choice
+TRIED = {"smoke": 1, "laptop": 16, "paper": 50}  # validation mixes of a choice
 CAP = 160.0  # dB: an estimate that is exact to float32 scores about this, and infinity counts as this
 
 # %% ../nbs/36_separation.ipynb #655374e1
@@ -86,7 +86,7 @@ LEVELS = {"wavetable": _options(*(falling(0.5, 1e-2, n) for n in (2, 4, 8))),
           "blackbox": _options(*(falling(0.7, 0.1, n) + FINE for n in (15, 30, 60))),
           "flowavenet": _options(*(falling(0.5, 5e-3, n) for n in (15, 30)))}
 DIFFUSION = _options(*(falling(1, 1e-2, n) for n in (12, 30)))
-LANGEVIN = _options(DOWN, steps=(10,), eta=(5e-6,))  # the step size that the Langevin chapter chose for FloWaveNets that are fine-tuned
+LANGEVIN = _options(DOWN, steps=(10,), eta=ANNEALED)  # the step sizes of the Langevin chapter
 REPAIRS = dict(enough=(1e-3, 1e-4))
 
 # %% ../nbs/36_separation.ipynb #fbf30baa
@@ -98,6 +98,8 @@ ROWS = {
     "coordinate-wavetable": Row(coordinate, "wavetable", tried=LEVELS["wavetable"]),
     "coordinate-pitch": Row(coordinate, "score-pitch", tried=LEVELS["pitch"]),
     "repaired-pitch": Row(repaired, "score-pitch", tried=_options(None, **REPAIRS, restarts=(0,)), after="coordinate-pitch"),
+    "short-wavetable": Row(coordinate, "wavetable", 1024, LEVELS["wavetable"]),
+    "short-pitch": Row(coordinate, "score-pitch", 1024, LEVELS["pitch"]),
     "supervised": Row(_network, "supervised", 1024),
     "coordinate-blackbox": Row(coordinate, "score-blackbox", 1024, LEVELS["blackbox"]),
     "repaired-blackbox": Row(repaired, "score-blackbox", 1024, _options(None, **REPAIRS, restarts=(2, 5), exchange=(False,)), "coordinate-blackbox"),
@@ -214,7 +216,7 @@ def separation_bss(preset): # -> DataFrame, one row per row of the table, item a
 
 # %% ../nbs/36_separation.ipynb #0228cde0
 LABELS = {"mix": "the mix itself", "mask": "ideal ratio mask, an oracle", "formulas": "pursuit with the true formulas, an oracle",
-          "supervised": "a supervised network", "pursuit": "pursuit, wavetables", "coordinate": "coordinate denoising",
+          "supervised": "a supervised network", "pursuit": "pursuit, wavetables", "coordinate": "coordinate denoising", "short": "coordinate denoising of short mixes",
           "repaired": "coordinate denoising, repaired", "exchanged": "coordinate denoising, repaired twice",
           "projection": "projected diffusion", "dirac": "Dirac diffusion", "langevin": "annealed Langevin"}
 KINDS = {"wavetable": "wavetables", "flowavenet": "conditional FloWaveNets", "pitch": "pitch-locked score networks",

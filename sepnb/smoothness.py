@@ -78,8 +78,8 @@ def ceiling(sigma): # -> nats per sample
 # %% ../nbs/21_smoothness.ipynb #7d5c733b
 WAYS = {"fine-tuned": "flowavenet", "told": "flowavenet-conditional", "scratch": "flowavenet-scratch", "WaveNet": "wavenet"}
 # which seeds are trained at which levels; level 0 is the noise-free prior that "fine-tuned" and "told" start from
-SEEDS = {"fine-tuned": {s: (0,) for s in (0.0, *LADDER)}, "told": {s: (0,) for s in LADDER}}
-# "scratch" is a way, too, that no stored result has: sepnb train flowavenet-scratch toy all --sigma 0.359 makes its priors
+SEEDS = {"fine-tuned": {s: (0,) for s in (0.0, *LADDER)}, "told": {s: (0,) for s in LADDER},
+         "scratch": {LADDER[-1]: (0,)}}
 WAVENET_SEEDS = {"WaveNet": {s: (0,) for s in (0.0, *LADDER)}}  # apart: more seeds of the one leave the results of the other valid
 
 
@@ -448,7 +448,7 @@ def claim_in_the_noise(flow, oracle, quantity, n): # rows of fig4, "accuracy" or
             judge([found["where"].startswith("in the noise")]))
 
 # %% ../nbs/21_smoothness.ipynb #d6dc9b6a
-SMOOTH = (("told", LADDER[2]), ("told", LADDER[-1]))  # the smooth priors that are asked whether they are blind
+SMOOTH = (("told", LADDER[2]), ("told", LADDER[-1]), ("scratch", LADDER[-1]))  # the smooth priors that are asked whether they are blind
 
 
 def claim_blind(flow, peaks): # rows of fig4 and of peakedness -> claim, ours, verdict
