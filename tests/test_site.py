@@ -15,9 +15,6 @@ import build_site as site  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 CELLS = {p.name: json.loads(p.read_text(encoding="utf-8"))["cells"] for p in NOTEBOOKS}
-# to be mended: notebooks that mix an import with their variables, and those whose figures are not described
-MIXED = "35_recordings 90_cli".split()
-UNDESCRIBED = "00_audio 16_wavetable 32_samplers 33_pursuit 35_recordings 37_beyond 90_cli".split()
 
 
 @pytest.fixture
@@ -191,7 +188,7 @@ for path in sys.argv[1:]:
 
 def test_nbdev_can_filter_the_notebooks():
     "`nbdev_docs` and `nbdev_preview` run the cells that hold an import, and no others but exported ones: those must stand alone"
-    command = [sys.executable, "-W", "ignore", "-c", FILTER, *(str(p.relative_to(ROOT)) for p in NOTEBOOKS if p.stem not in MIXED)]
+    command = [sys.executable, "-W", "ignore", "-c", FILTER, *(str(p.relative_to(ROOT)) for p in NOTEBOOKS)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"IN_TEST": "1"}, capture_output=True, text=True)
     assert done.returncode == 0 and "FAILED" not in done.stdout, \
         f"put the import into a cell of its own:\n{done.stdout[-3000:]}{done.stderr[-2000:]}"
@@ -202,8 +199,6 @@ def test_figures(path):
     "A labelled cell shows one thing (of two, Quarto makes sub-figures without captions), and every picture is described in words"
     code = [("".join(c["source"]), c["outputs"]) for c in CELLS[path.name] if c["cell_type"] == "code"]
     seen = [(source, [o["data"] for o in outputs if o["output_type"] in ("display_data", "execute_result")]) for source, outputs in code]
-    if path.stem in UNDESCRIBED:
-        pytest.skip("not described yet")
     many = [source for source, shown in seen if "label" in site.options(source)[0] and len(shown) > 1]
     assert not many, f"a labelled cell has one output; give the others a cell of their own:\n{many[0]}"
     dumb = [source for source, shown in seen if any("image/png" in data for data in shown) and not site.options(source)[0].get("fig-alt")]
