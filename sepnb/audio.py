@@ -232,7 +232,9 @@ def _naming(path):
         raise OSError(f"{path} cannot be written ({e.error_string or 'system error'}); {shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free on its disk") from e
 
 def _append(file, path, x):
-    with _naming(path): file.write(x.detach().cpu().float().numpy().T)
+    x = x.detach().cpu().float()
+    if file.subtype == "PCM_16": x = (x * 32768).round().clamp(-32768, 32767).short() # libsndfile would round down, half a step too low
+    with _naming(path): file.write(x.numpy().T)
 
 def _umask():
     "The process's file mode mask, which can only be read by setting it."
