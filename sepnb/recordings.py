@@ -69,7 +69,7 @@ def _weakest(x, error, least=1e-7): # energies (k,) of stems and of their errors
 def followed(heard, hint): # a Heard, Tones of the window before, moved here -> Tones, or None where they do not go on
     "The same tones again, if they explain a window as well as they did the one before."
     same = heard.polish(hint.classes, hint.theta, (0.0,))
-    return replace(same, settled=hint.settled, rival=hint.rival) if same.left <= 1.5 * hint.left + heard.floor else None
+    return replace(same, settled=hint.settled, rival=hint.rival) if same.left <= 1.05 * hint.left else None
 
 
 EXPLAINED, HOPELESS = 1e-6, 0.4  # shares of the energy: with so little left there is nothing to look for; so much no four other tones will explain
