@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jinja2
 
-from sepnb import langevin, presets, separation
+from sepnb import langevin, presets, separation, staying
 from sepnb.likelihood import accuracy, as_cross, auroc
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +45,7 @@ def scores(row):
     "What one row of the separation table came to."
     frame, info = stored(f"separation-toy-{row}")
     v = frame.si_sdri.dropna()
-    return dict(median=f"{v.median():.1f}", mean=f"{v.mean():.1f}", worst=f"{v.min():.1f}", exact=f"{100 * (v >= 160).mean():.1f} %",
+    return dict(median=f"{v.median():.1f}", low=f"{v.quantile(0.25):.0f}", mean=f"{v.mean():.1f}", worst=f"{v.min():.1f}", exact=f"{100 * (v >= 160).mean():.1f} %",
                 above=f"{100 * (v > 10).mean():.2f} %", n=info["items"], samples=info["samples"], seconds=f"{frame.seconds.median():.2f} s")
 
 
@@ -90,11 +90,18 @@ def found(**at):
     return f"{frame.found.mean():.0%}"
 
 
+def stays(top):
+    "Of the sources that start at the truth with noise of such a level, and come down in the finest steps, how many end above 10 dB."
+    part = stored("staying-descend")[0].query(f"gamma == 0.5 and top {top}")
+    part = part[part["size"] == part["size"].min()]
+    return f"{(part.si_sdr > 10).sum()} of {len(part)}"
+
+
 def render():
     "The README as text."
     env = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    names = dict(separation_rows=separation_rows, train=train, fig3=fig3, row=row, scores=scores, fig4=fig4, minutes=minutes, beyond_text=beyond_text, found=found, stored=stored,
-                 langevin=langevin)
+    names = dict(separation_rows=separation_rows, train=train, fig3=fig3, row=row, scores=scores, fig4=fig4, minutes=minutes, beyond_text=beyond_text, found=found, stays=stays, stored=stored,
+                 langevin=langevin, wide=list(staying.LADDERS)[-1])
     return env.from_string((ROOT / "nbs" / "README.md.in").read_text()).render(**names)
 
 

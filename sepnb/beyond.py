@@ -97,7 +97,7 @@ def bank_outside(preset): # -> PriorBank of Wavetables
 
 # %% ../nbs/37_beyond.ipynb #050aa46a
 def _beyond(n):
-    "Name -> (sources (n, 4, t), mixes (n, t), rate): test items that nothing else has used, with one assumption broken."
+    "Name -> (sources (n, 4, t), mixes (n, t), rate): the first test items of the headline, with one assumption broken."
     data = toy.ToyData("test", seed=TEST_SEED)
     sources, p = data.batch(range(n)), data.params(range(n))
     g = torch.Generator().manual_seed(0)
