@@ -3,11 +3,26 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).resolve().parent
 config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
+research = cfg["research_requirements"].split()
+
+
+class BuildWithWavetables(build_py):
+    "An installed package carries the priors of `sepnb separate`, 20 kB; a checkout has them under artifacts/."
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for path in sorted((here / "artifacts" / "weights" / "laptop").glob("*/wavetable-*.safetensors")):
+                target = Path(self.build_lib) / "sepnb" / path.relative_to(here)
+                self.mkpath(str(target.parent))
+                self.copy_file(str(path), str(target))
+
 
 setup(
     name=cfg["lib_name"],
@@ -23,13 +38,13 @@ setup(
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
     ],
     packages=find_packages(include=["sepnb", "sepnb.*"]),
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"research": research, "dev": research + cfg["dev_requirements"].split()},
+    cmdclass={"build_py": BuildWithWavetables},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         # nbdev links names in the documentation through this entry point

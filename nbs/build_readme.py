@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jinja2
 
-from sepnb import langevin, presets, separation, staying
+from sepnb import langevin, presets, separation, store, staying
 from sepnb.likelihood import accuracy, as_cross, auroc
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -16,7 +16,7 @@ PRESET = "laptop"
 
 
 def stored(name):
-    return presets.result(name, PRESET)
+    return store.result(name, PRESET)
 
 
 def minutes(*names):

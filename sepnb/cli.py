@@ -19,9 +19,9 @@ Preset = Annotated[Optional[str], typer.Option(help="smoke (seconds), laptop (mi
 
 
 @app.command()
-def train(model: Annotated[str, typer.Argument(help="flowavenet, wavenet, or another name that `sepnb list` shows")],
-          data: Annotated[str, typer.Argument(help="toy")],
-          source: Annotated[str, typer.Argument(help="sine, square, saw, triangle, or all")],
+def train(model: Annotated[str, typer.Argument(help="one of the models that `sepnb list` shows")],
+          data: Annotated[str, typer.Argument(help="one of the data sets that `sepnb list` shows")],
+          source: Annotated[str, typer.Argument(help="one of the data set's sources, or all")],
           preset: Preset = None,
           run: Annotated[Optional[Path], typer.Option(help="folder of the checkpoint; default: runs/PRESET/DATA/MODEL-SOURCE")] = None,
           workers: Annotated[int, typer.Option(help="processes that prepare batches", min=0)] = 0,
@@ -32,8 +32,9 @@ def train(model: Annotated[str, typer.Argument(help="flowavenet, wavenet, or ano
     Killed and started again, it goes on from its last checkpoint and ends with the same weights.
     """
     from sepnb import presets
+    from sepnb.registry import DATA
 
-    names = presets.DATA[data] if source == "all" and data in presets.DATA else (source,)
+    names = DATA[data].sources if source == "all" else (source,)
     if run is not None and len(names) > 1:
         raise ValueError("--run names the folder of one training run; give one source, or leave --run out")
     for name in names:
@@ -42,30 +43,25 @@ def train(model: Annotated[str, typer.Argument(help="flowavenet, wavenet, or ano
 # %% ../nbs/90_cli.ipynb #0d76190d
 def _experiments():
     "Name -> function of every experiment; the notebooks register theirs when they are imported."
-    import importlib, pkgutil
+    from sepnb.registry import EXPERIMENTS, discover
 
-    import sepnb
-    from sepnb import presets
-
-    for module in pkgutil.iter_modules(sepnb.__path__):
-        if not module.name.startswith("_") and module.name != "cli":
-            importlib.import_module(f"sepnb.{module.name}")
-    return presets.EXPERIMENTS
+    discover()
+    return EXPERIMENTS.everything()
 
 
 @app.command()
 def reproduce(name: Annotated[str, typer.Argument(help="an experiment, the beginning of its name (fig3), or all")],
               preset: Preset = None):
     "Run an experiment and store its table and provenance under artifacts/results."
-    from sepnb import presets
+    from sepnb import store
 
     known = _experiments()
     names = [name] if name in known else [n for n in known if name == "all" or n.startswith(f"{name}-")]
     if not names:
         raise ValueError(f"unknown experiment {name!r}; choose one of {', '.join(known)}, or all")
     for n in names:
-        frame = presets.reproduce(n, preset)
-        typer.echo(f"{n}: {len(frame)} rows in {presets.artifacts() / 'results' / presets.preset_name(preset) / n}.csv")
+        frame = store.reproduce(n, preset)
+        typer.echo(f"{n}: {len(frame)} rows in {store.artifacts() / 'results' / store.preset_name(preset) / n}.csv")
 
 # %% ../nbs/90_cli.ipynb #6c3a3012
 @app.command()
@@ -94,13 +90,14 @@ def separate(mix: Annotated[Path, typer.Argument(help="an audio file: any sample
 @app.command("list")
 def list_():
     "List models, data sets, presets and experiments."
-    from sepnb import presets
+    from sepnb.registry import DATA, MODELS, PRESET_NAMES
 
-    typer.echo(f"models       {', '.join(presets.MODELS)}")
-    for data, sources in presets.DATA.items():
-        typer.echo(f"data         {data}: {', '.join(sources)}")
-    typer.echo(f"presets      {', '.join(presets.PRESETS)}")
-    typer.echo(f"experiments  {', '.join(_experiments())}")
+    known = _experiments()
+    typer.echo(f"models       {', '.join(MODELS)}")
+    for name, data in DATA.items():
+        typer.echo(f"data         {name}: {', '.join(data.sources)}")
+    typer.echo(f"presets      {', '.join(PRESET_NAMES)}")
+    typer.echo(f"experiments  {', '.join(known)}")
 
 
 @app.command()
@@ -116,6 +113,9 @@ def main():
     "The entry point: errors that a user can mend become one line and exit code 1."
     try:
         app()
+    except ModuleNotFoundError as error:
+        typer.echo(f"sepnb: this needs {error.name}, which comes with: pip install 'sepnb[research]'", err=True)
+        sys.exit(1)
     except (ValueError, FloatingPointError, OSError) as error:
         said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else error
         typer.echo(f"sepnb: {said}", err=True)

@@ -59,7 +59,7 @@ def test_weights_of_another_model_are_refused(artifacts):
         presets.load_prior("flowavenet", "toy", "sine", preset="smoke")
     config, _ = presets.recipe_for("flowavenet", "toy", "laptop")
     from sepnb.flowavenet import FloWaveNet
-    from sepnb.training import save_weights
+    from sepnb.store import save_weights
     save_weights(FloWaveNet(config), path)
     with pytest.raises(ValueError, match="but it was to be loaded into FloWaveNet"):
         presets.load_prior("flowavenet", "toy", "sine", preset="smoke")

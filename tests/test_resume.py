@@ -10,7 +10,8 @@ import torch
 
 from sepnb.flowavenet import FloWaveNet, FloWaveNetConfig
 from sepnb.toy import SourceData, ToyData
-from sepnb.training import Recipe, fit, load_tensors, nll, save_weights
+from sepnb.store import load_tensors, save_weights
+from sepnb.training import Recipe, fit, nll
 
 CONFIG = FloWaveNetConfig(blocks=2, flows=1, layers=1, width=4)
 RECIPE = Recipe(steps=40, batch=3, frame=64, lr=1e-3, clip=1.0, ema=0.9)

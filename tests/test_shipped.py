@@ -8,19 +8,23 @@ import pytest
 import torch
 
 from sepnb import presets
+from sepnb.registry import DATA, MODELS, discover
+from sepnb.store import artifacts
 
-WEIGHTS = [p for p in sorted((presets.artifacts() / "weights").rglob("*.safetensors")) if "-seed" not in p.name]  # other seeds are not shipped
-RESULTS = sorted((presets.artifacts() / "results").rglob("*.csv"))
+discover()
+
+WEIGHTS = [p for p in sorted((artifacts() / "weights").rglob("*.safetensors")) if "-seed" not in p.name]  # other seeds are not shipped
+RESULTS = sorted((artifacts() / "results").rglob("*.csv"))
 
 
 @pytest.mark.parametrize("preset", ["smoke", "laptop"])
-@pytest.mark.parametrize("model", sorted(presets.MODELS))
+@pytest.mark.parametrize("model", sorted(MODELS))
 def test_banks_load(model, preset):
     sigma = 0.359 if model == "flowavenet-scratch" else 0.0  # one is there for noisy waveforms only
     if not presets.weights_path(model, "toy", "sine", preset, sigma).exists():
         pytest.skip(f"{model} is not shipped at {preset}; sepnb train makes it")
     bank = presets.load_bank(model, "toy", preset, sigma=sigma)
-    assert bank.names == presets.DATA["toy"]
+    assert bank.names == DATA["toy"].sources
     assert all(torch.isfinite(p).all() for p in bank.state_dict().values())
     assert not any(p.requires_grad for p in bank.parameters())
 
@@ -39,7 +43,7 @@ def test_results_have_provenance(csv):
 
 def test_readme_is_what_the_stored_results_make():
     "Every number of the README comes from a stored result or from the header of shipped weights."
-    here = presets.artifacts().parent
+    here = artifacts().parent
     out = subprocess.run([sys.executable, "nbs/build_readme.py", "--check"], cwd=here, capture_output=True, text=True,
                          env={k: v for k, v in os.environ.items() if k != "SEPNB_PRESET"} | {"PYTHONPATH": str(here)})
     assert out.returncode == 0, out.stderr

@@ -21,7 +21,7 @@ CELLS = {p.name: json.loads(p.read_text(encoding="utf-8"))["cells"] for p in NOT
 def page():
     syms = {"sepnb.toy.mix": "sepnb.toy", "sepnb.toy.ToyData": "sepnb.toy", "sepnb.toy.ToyData.batch": "sepnb.toy",
             "sepnb.audio.load": "sepnb.audio", "sepnb.presets.load": "sepnb.presets"}
-    page = site.Page("toy", "sepnb.toy", ["01_toy.ipynb", "12_flowavenet.ipynb"], ["frank2020problems", "kim2019flowavenet"], syms)
+    page = site.Page("toy", "sepnb.toy", ["03_toy.ipynb", "14_flowavenet.ipynb"], ["frank2020problems", "kim2019flowavenet"], syms)
     for label in ("fig-waves", "tbl-score", "eq-mix"):
         page.number(label)
     return page
@@ -35,8 +35,8 @@ def page():
     ("in @fig-waves.", "in [Figure 1](#toy-fig-waves)."),
     ("[@tbl-score]", "[Table 1](#toy-tbl-score)"),
     ("by @eq-mix", "by {eq}`toy-eq-mix`"),
-    ("[next](12_flowavenet.ipynb)", "[next](flowavenet.ipynb)"),
-    ("[part](12_flowavenet.ipynb#the-flow)", "[part](flowavenet.ipynb#the-flow)"),
+    ("[next](14_flowavenet.ipynb)", "[next](flowavenet.ipynb)"),
+    ("[part](14_flowavenet.ipynb#the-flow)", "[part](flowavenet.ipynb#the-flow)"),
     ("`mix` and `toy.mix()`", "{py:obj}`mix <sepnb.toy.mix>` and {py:obj}`toy.mix() <sepnb.toy.mix>`"),
     ("`ToyData.batch`", "{py:obj}`ToyData.batch <sepnb.toy.ToyData.batch>`"),
     ("`batch`, `load`, `x @ y`", "`batch`, `load`, `x @ y`"),  # a method alone, a name of two modules, no name at all

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from sepnb import presets
-from sepnb.training import load_tensors, load_weights, save_tensors, write_whole
+from sepnb.registry import MODELS
+from sepnb.store import load_tensors, load_weights, save_tensors, write_whole
 
 
 def weights(model="flowavenet", source="sine"):
@@ -25,7 +26,7 @@ def copy_of(path, folder, tensors=lambda t: t, meta=lambda m: m):
 
 def into(model, path):
     config, _ = presets.recipe_for(model, "toy", "smoke")
-    return load_weights(presets.MODELS[model](config), path)
+    return load_weights(MODELS[model].kind(config), path)
 
 
 def test_a_run_folder_belongs_to_one_source(tmp_path, artifacts):
@@ -73,7 +74,7 @@ def test_damaged_weights_are_named(tmp_path):
 
     path = copy_of(weights("wavetable"), tmp_path, tensors=cracked)
     config, _ = presets.recipe_for("wavetable", "toy", "smoke")
-    prior = presets.MODELS["wavetable"](config)
+    prior = MODELS["wavetable"].kind(config)
     with pytest.raises(ValueError, match="this is no wavetable"):
         load_weights(prior, path)
         pursuit(torch.ones(1, 64) * 0.1, PriorBank({"a": prior}))

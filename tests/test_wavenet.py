@@ -6,11 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sepnb import wavenet
+from sepnb import generation
 from sepnb.quantize import mulaw_decode, mulaw_encode
-from sepnb.training import load_weights, save_weights
-from sepnb.wavenet import (CachedSteps, Conditioning, GatedStack, WaveNet, WaveNetConfig, f0_track, guess_source,
-                           sample_codes, sampling_speed, taps, tone, train_conditional)
+from sepnb.store import load_weights, save_weights
+from sepnb.blocks import GatedStack, taps
+from sepnb.generation import CachedSteps, sample_codes
+from sepnb.speed import sampling_speed
+from sepnb.steered import f0_track, guess_source, train_conditional
+from sepnb.toy import tone
+from sepnb.wavenet import Conditioning, WaveNet, WaveNetConfig
 
 
 def lively(seed=0, **kwargs):
@@ -103,8 +107,8 @@ def test_fast_equals_cached_over_thousands_of_samples():
 def test_chunks_do_not_matter():
     net, u = lively(), torch.rand(1, 500, dtype=torch.float64).numpy()
     a, b = np.zeros((1, 500), np.int64), np.zeros((1, 500), np.int64)
-    wavenet._sample_fast(net, a, 0, u, 1.0, None, lambda n: None)
-    wavenet._sample_fast(net, b, 0, u, 1.0, None, lambda n: None, chunk=7)
+    generation._sample_fast(net, a, 0, u, 1.0, None, lambda n: None)
+    generation._sample_fast(net, b, 0, u, 1.0, None, lambda n: None, chunk=7)
     assert np.array_equal(a, b)
 
 
@@ -168,12 +172,12 @@ def test_read_only_install(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return real(*args, **kwargs)
     monkeypatch.setattr(numba, "njit", njit)
-    wavenet._compiled.cache_clear()
+    generation._compiled.cache_clear()
     try:
         net = lively()
         assert torch.equal(sample_codes(net, 1, 30, seeded(), method="fast"), sample_codes(net, 1, 30, seeded(), method="cached"))
     finally:
-        wavenet._compiled.cache_clear()
+        generation._compiled.cache_clear()
 
 
 def test_conditioning_steers_every_gate():
