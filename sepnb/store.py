@@ -272,7 +272,7 @@ def changed(info): # provenance of a stored result -> list of what is no longer 
     Code counts as the same, too, where rows were computed again with it and agreed: see `tests/test_recompute.py`.
     """
     try:
-        out = [] if code_now(info) in (info["code"], info.get("checked", {}).get("code")) else ["its code"]
+        out = [] if code_now(info) in (info.get("code"), info.get("checked", {}).get("code")) else ["its code"]
     except (KeyError, ValueError, ModuleNotFoundError):
         return ["its code"]
     folder = artifacts() / "weights" / info["preset"]
