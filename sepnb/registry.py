@@ -7,7 +7,7 @@ __all__ = ['DATA', 'MODELS', 'EXPERIMENTS', 'PRESET_NAMES', 'discover', 'Registr
            'preset_name']
 
 # %% ../nbs/02_registry.ipynb #35a60ac2
-import importlib, os, pkgutil
+import importlib, os, pkgutil, sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -29,6 +29,13 @@ class Registry(dict):
     def __init__(self, what): # what such a thing is called
         super().__init__()
         self.what = what
+
+    def __setitem__(self, name, thing):
+        if sys._getframe(1).f_globals.get("__name__") == "__main__":  # a notebook that is run does not replace what the package has
+            discover()
+            if name in self:
+                return
+        super().__setitem__(name, thing)
 
     def __missing__(self, name):
         discover()

@@ -230,7 +230,8 @@ def experiment(name:str, where=None, **over):
     """
     def register(f):
         if over:
-            EXPERIMENTS.families[name] = (f, over, where)
+            if name not in EXPERIMENTS.families or f.__module__.startswith("sepnb."):  # a notebook that is run does not replace it
+                EXPERIMENTS.families[name] = (f, over, where)
         else:
             EXPERIMENTS[name] = f
             if getattr(f, "func", f).__module__.startswith("sepnb."):
@@ -273,7 +274,7 @@ def changed(info): # provenance of a stored result -> list of what is no longer 
     """
     try:
         out = [] if code_now(info) in (info.get("code"), info.get("checked", {}).get("code")) else ["its code"]
-    except (KeyError, ValueError, ModuleNotFoundError):
+    except (KeyError, ValueError, OSError, ModuleNotFoundError):
         return ["its code"]
     folder = artifacts() / "weights" / info["preset"]
     for name, was in info.get("weights", {}).items():
