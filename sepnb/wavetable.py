@@ -321,7 +321,7 @@ def strongest_line(x, # (b, t) float64
 def learn(data, # data.batch(indices) -> (b, t): recordings of one class
           config, # a WavetableConfig
           progress:bool=True): # -> (edges, coef), quantiles (2, 101) of frequency in Hz and level, history
-    "Expectation-maximisation over the recordings; see `Wavetable.learned`. ValueError if there are too few."
+    "Expectation-maximisation over the recordings; see `Table.learned`. ValueError if there are too few."
     n = min(config.items, len(data))
     if n < 8:
         raise ValueError(f"a wavetable needs at least 8 recordings, got {n}")

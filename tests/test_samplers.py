@@ -83,7 +83,7 @@ def test_a_level_that_does_not_fall_is_sampled_with_the_right_variance(case, sig
     there = wiener_posterior(PriorBank({n: Wiener(p.cov + sigma**2 * torch.eye(T)) for n, p in zip(bank.names, bank.priors)}), N * mixes[0])
     seen = {}
     levels = falling(sigma * (1 + 1e-9), sigma, 300)
-    projection(mixes, bank, levels, torch.Generator().manual_seed(1), lambda step, _, x: seen.update({step: x}))
+    projection(mixes, bank, levels, torch.Generator().manual_seed(1), lambda state: seen.update({state["step"]: state["sources"]}))
     assert chance(seen[298], *there) > 1e-3  # the last step goes down to no noise
 
 

@@ -168,7 +168,7 @@ def test_quarto_documentation(monkeypatch):
         assert not [s for s in signatures if "](" in s or "NoneType" in s]
         anchors |= {f"{page.name}.html#{a}" for text in docs.values() for a in re.findall(r"^###.* \{#(.*)\}$", text, re.M)}
         links |= set(re.findall(r"`\]\((\w+\.html#[\w.]+)\)", "\n".join([*docs.values(), *(c["source"] for c in done.cells)])))
-    assert {"wavetable.html#sepnb.wavetable.Wavetable.learned", "training.html#sepnb.training.PriorBank.cross_log_prob"} <= links
+    assert {"wavetable.html#sepnb.wavetable.Table.learned", "training.html#sepnb.training.PriorBank.cross_log_prob"} <= links
     assert not links - anchors
 
 
