@@ -166,8 +166,9 @@ def code_of(f): # a function, a class, or a partial of one -> {name: code}
                 continue
             found[it.__qualname__], names, attributes = _parsed(it)
             here = vars(module)
-            todo += [(n, here[n]) for n in names & here.keys() - {"__file__"}]
-            todo += [(a, getattr(here[n], a, None)) for n, a in attributes
+            # in a fixed order: of two things with one name the first that is found counts
+            todo += [(n, here[n]) for n in sorted(names & here.keys() - {"__file__"})]
+            todo += [(a, getattr(here[n], a, None)) for n, a in sorted(attributes)
                      if inspect.ismodule(here.get(n)) and here[n].__name__.startswith("sepnb")]
     return found
 
