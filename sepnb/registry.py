@@ -32,10 +32,13 @@ class Registry(dict):
 
     def __setitem__(self, name, thing):
         if sys._getframe(1).f_globals.get("__name__") == "__main__":  # a notebook that is run does not replace what the package has
-            discover()
-            if name in self:
+            if self.knows(name):
                 return
         super().__setitem__(name, thing)
+
+    def knows(self, name): # -> whether the package, or a notebook before, has registered it
+        discover()
+        return name in self
 
     def __missing__(self, name):
         discover()
@@ -104,6 +107,9 @@ class Experiments(Registry):
                     out["-".join((name, *values))] = one = partial(f, **axes)
                     one.things = [thing for axis, of in over.items() if not callable(of) for thing in self._with_others(of, axes[axis])]
         return out
+
+    def knows(self, name):
+        return super().knows(name) or name in self.families
 
     def _with_others(self, registry, name): # -> what is registered under a name, and what that says it depends on
         thing = registry[name]

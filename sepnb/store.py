@@ -144,12 +144,12 @@ def _parsed(it): # a function or class -> its code without docstrings and commen
     return ast.dump(tree), {n.id for n in nodes if isinstance(n, ast.Name)}, attributes
 
 # %% ../nbs/09_store.ipynb #46613e35
-def code_of(f): # a function, a class, or a partial of one -> {name: code}
+def code_of(f): # a function, a class, or a partial of one -> {(name, code)}
     """A function and everything of this package that it names, directly or not; docstrings and comments left out.
 
     This module and the tables of names are left out, too: where things are stored and found does not change what comes out.
     """
-    found, todo = {}, [("", f)]
+    found, seen, todo = set(), set(), [("", f)]
     while todo:
         name, it = todo.pop()
         if isinstance(it, partial):
@@ -157,25 +157,25 @@ def code_of(f): # a function, a class, or a partial of one -> {name: code}
         elif is_dataclass(it) and not isinstance(it, type):
             todo += [(name, type(it)), *((f"{name}.{k}", v) for k, v in vars(it).items())]
         elif _plain(it):
-            found[name] = repr(it)
+            found.add((name, repr(it)))
         elif callable(it):
             it = inspect.unwrap(getattr(it, "py_func", it))  # what numba or a decorator has wrapped
             module = sys.modules.get(getattr(it, "__module__", None))
             own = module is not None and module.__name__.split(".")[0] in ("sepnb", "__main__") and module.__name__ not in UNHASHED
-            if not own or not (inspect.isfunction(it) or inspect.isclass(it)) or it.__qualname__ in found:
+            if not own or not (inspect.isfunction(it) or inspect.isclass(it)) or it in seen:
                 continue
-            found[it.__qualname__], names, attributes = _parsed(it)
+            code, names, attributes = _parsed(it)
+            seen.add(it), found.add((it.__qualname__, code))
             here = vars(module)
-            # in a fixed order: of two things with one name the first that is found counts
-            todo += [(n, here[n]) for n in sorted(names & here.keys() - {"__file__"})]
-            todo += [(a, getattr(here[n], a, None)) for n, a in sorted(attributes)
+            todo += [(n, here[n]) for n in names & here.keys() - {"__file__"}]
+            todo += [(a, getattr(here[n], a, None)) for n, a in attributes
                      if inspect.ismodule(here.get(n)) and here[n].__name__.startswith("sepnb")]
     return found
 
 
 def code_hash(f): # -> 12 hexadecimal digits
     "What the answer of a function depends on, as a number that changes when that does."
-    return hashlib.sha256(json.dumps(sorted(code_of(f).items())).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(sorted(code_of(f))).encode()).hexdigest()[:12]
 
 # %% ../nbs/09_store.ipynb #44c7afa0
 def file_hash(path): # -> 12 hexadecimal digits
@@ -221,22 +221,18 @@ def check_label(meta, # the header of a file of weights
         used[f"{path.parent.name}/{path.stem}"] = dict(model=meta["model"], steps=meta.get("steps"), seed=label["seed"], hash=file_hash(path))
 
 # %% ../nbs/09_store.ipynb #5addbbe4
-_SHIPPED = {}  # the same as the package has them: a notebook that defines an experiment registers its own over it
-
-
 def experiment(name:str, where=None, **over):
     """Decorator: registers `f(preset) -> DataFrame` under `name`; with axes, a family of `f(preset, **axes)`, one for every combination.
 
     An axis is a registry, or a function that gives names when asked; `where(**axes)` says which combinations there are.
     """
     def register(f):
+        if getattr(f, "func", f).__module__ == "__main__" and EXPERIMENTS.knows(name):
+            return f  # a notebook that is run does not replace what the package has
         if over:
-            if name not in EXPERIMENTS.families or f.__module__.startswith("sepnb."):  # a notebook that is run does not replace it
-                EXPERIMENTS.families[name] = (f, over, where)
+            EXPERIMENTS.families[name] = (f, over, where)
         else:
             EXPERIMENTS[name] = f
-            if getattr(f, "func", f).__module__.startswith("sepnb."):
-                _SHIPPED[name] = f
         return f
     return register
 
@@ -265,7 +261,7 @@ def reproduce(name:str, preset=None): # -> DataFrame
 
 def code_now(info): # provenance of a stored result -> hash of the code that would compute it today
     importlib.import_module(info["module"])
-    return code_hash(_with_models(_SHIPPED.get(info["name"]) or EXPERIMENTS[info["name"]], info["weights"]))
+    return code_hash(_with_models(EXPERIMENTS[info["name"]], info["weights"]))
 
 
 def changed(info): # provenance of a stored result -> list of what is no longer as it was: "its code", and names of weights
