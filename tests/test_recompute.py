@@ -1,7 +1,7 @@
 """Rows of every stored table, computed again from the shipped weights with today's code. Which rows changes with the content of the table.
 
-A result whose code has changed since is left out, unless SEPNB_CHECK=1 is set: then it is computed again, too, and where it agrees the hash of
-today's code is noted beside it as `checked`, so that it is no longer shown as marked.
+A result whose code has changed since is left out, unless SEPNB_CHECK=1 is set: then rows of it are computed again, too, and where they agree the hash
+of today's code is noted beside it as `checked`, with the test that did so, and it is no longer shown as marked.
 """
 import inspect
 import json
@@ -22,9 +22,8 @@ PRESET, CHECK = "laptop", bool(os.environ.get("SEPNB_CHECK"))
 FOLDER = store.artifacts() / "results" / PRESET
 # Chains of many random steps multiply the rounding of another processor: their rows are compared with a wide margin, in dB
 CHAOTIC = ("projection", "dirac", "langevin")
-SLOW = 20 if CHECK else 3  # seconds: rows that take longer are left out
+SLOW = 60 if CHECK else 3  # seconds: rows that take longer are left out
 slow = pytest.mark.skipif(not CHECK, reason="takes more than ten seconds")
-asked = []  # the results that the test that runs now has looked at
 
 
 def stored(name):
@@ -35,26 +34,25 @@ def stored(name):
     since = store.changed(info)
     if since and not (CHECK and since == ["its code"]):
         pytest.skip(f"{name} is marked: {' and '.join(since)} changed since")
-    if since:
-        asked.append(name)
     return pd.read_csv(path), info
 
 
 @pytest.fixture(autouse=True)
-def check(request):
-    "Notes that a marked result agrees with today's code."
-    asked.clear()
-    failed = request.session.testsfailed
-    with store.weights_used() as used:
-        yield
-    if CHECK and request.session.testsfailed == failed:
-        for name in asked:
-            path = (FOLDER / f"{name}.csv").with_suffix(".json")
-            info = json.loads(path.read_text())
-            f = EXPERIMENTS[name]  # results of old did not say where their code and their weights were
-            info = {"module": inspect.unwrap(getattr(f, "func", f)).__module__, "weights": used} | info
-            info["checked"] = dict(code=store.code_now(info), rows=3, made=time.strftime("%Y-%m-%d", time.gmtime()))
-            store.write_whole(path, (json.dumps(info, indent=1) + "\n").encode())
+def used():
+    "The weights that a test has loaded."
+    with store.weights_used() as loaded:
+        yield loaded
+
+
+def agrees(name, used, request):
+    "The last line of a test: what it compared agrees, so today's code is noted beside a result that is marked."
+    path = FOLDER / f"{name}.json"
+    info = json.loads(path.read_text())
+    if CHECK and store.changed(info):
+        f = EXPERIMENTS[name]  # results of old did not say where their code and their weights were
+        info = {"module": inspect.unwrap(getattr(f, "func", f)).__module__, "weights": used} | info
+        info["checked"] = dict(code=store.code_now(info), by=request.node.name, made=time.strftime("%Y-%m-%d", time.gmtime()))
+        store.write_whole(path, (json.dumps(info, indent=1) + "\n").encode())
 
 
 def three(frame, name):
@@ -69,15 +67,16 @@ def source_of(row, t, seed=0): # -> (1, t)
 
 
 @pytest.mark.parametrize("model", ["flowavenet", "wavenet", "wavenet-released"])
-def test_fig3(model):
+def test_fig3(model, used, request):
     frame, info = stored(f"fig3-toy-{model}")
     for row in three(frame, f"fig3-toy-{model}").itertuples():
         ours = presets.load_prior(model, "toy", row.prior, preset=PRESET).log_prob(source_of(row, info["samples"])).item()
         assert ours == pytest.approx(row.log_prob, rel=2e-3, abs=2), row
+    agrees(f"fig3-toy-{model}", used, request)
 
 
 @slow
-def test_fig3_score():
+def test_fig3_score(used, request):
     frame, info = stored("fig3-score")
     n, t = info["items"], info["samples"]
     clean = toy.ToyData("test", t=t).batch(range(n)).flatten(0, 1)
@@ -86,10 +85,11 @@ def test_fig3_score():
         prior = presets.load_prior(row.kind, "toy", row.prior, preset=PRESET)
         ours = prior.log_density(x, row.sigma, info["ode_steps"])[4 * row.item + toy.SOURCES.index(row.source)].item()
         assert ours == pytest.approx(row.log_prob, rel=5e-3, abs=10), row
+    agrees("fig3-score", used, request)
 
 
 @pytest.mark.parametrize("name", ["fig4-flowavenet", "fig4-wavenet"])
-def test_fig4(name):
+def test_fig4(name, used, request):
     frame, info = stored(name)
     if not CHECK and name == "fig4-wavenet":
         pytest.skip("takes a minute")
@@ -104,27 +104,30 @@ def test_fig4(name):
         x = data.batch(range(info["items"]))[:, toy.SOURCES.index(row.source)]
         ours = torch.cat([prior.log_prob(part, *([row.sigma] if told else [])) for part in x.split(10)]).double().mean().item() / info["samples"]
         assert ours == pytest.approx(row.value, rel=2e-3, abs=2e-3), row
+    agrees(name, used, request)
 
 
-def test_table1():
+def test_table1(used, request):
     frame, info = stored("table1-likelihood")
     for row in three(frame[frame.input.str.match(r"^-?[\d.]+$")], "table1-likelihood").itertuples():
         prior, told = next((p, told) for s, p, told in constant.priors_of(row.model, row.sigma, PRESET) if s == row.prior)
         ours = constant.per_sample(prior, constant.constants([float(row.input)], info["t"]), told)[row.convention]
         assert float(ours) == pytest.approx(row.nats_per_sample, rel=2e-3, abs=2e-3), row
+    agrees("table1-likelihood", used, request)
 
 
-def test_typicality():
+def test_typicality(used, request):
     frame, info = stored("table1-typicality")
     for row in three(frame[frame.kind == "constant"], "table1-typicality").itertuples():
         prior, told = next((p, told) for s, p, told in constant.priors_of(row.model, row.sigma, PRESET) if s == row.prior)
         ours = constant.per_sample(prior, constant.constants([row.value], info["t"]), told)["log_prob"]
         assert float(ours) == pytest.approx(row.nats_per_sample, rel=2e-3, abs=2e-3), row
     assert typicality.typicality(frame).likelihood.between(0, 1).all()
+    agrees("table1-typicality", used, request)
 
 
 @slow
-def test_table1_score():
+def test_table1_score(used, request):
     frame, info = stored("table1-score")
     for row in three(frame[frame.input.isin(["0", "1"])], "table1-score")[:4].itertuples():
         prior = presets.load_prior(row.model, "toy", row.prior, preset=PRESET)
@@ -132,27 +135,30 @@ def test_table1_score():
                   constant.in_class(row.prior, row.sigma, info["items"], info["samples"])]  # together, as they share the direction of the trace
         ours = prior.log_density(torch.cat(inputs), row.sigma, info["ode_steps"])[int(row.input)].item() / info["samples"]
         assert ours == pytest.approx(row.nats_per_sample, rel=5e-3, abs=5e-3), row
+    agrees("table1-score", used, request)
 
 
-def test_basin():
+def test_basin(used, request):
     frame, info = stored("langevin-basin")
     params = toy.ToyData("test").params(info["item"])
     for row in three(frame, "langevin-basin").itertuples():
         bank, k = presets.load_bank("flowavenet", "toy", PRESET, row.sigma), toy.SOURCES.index(row.source)
         ours = basin.basin(bank, params, k, [row.frequency], row.sigma, t=info["t"]).log_posterior.item()
         assert ours == pytest.approx(row.log_posterior, rel=2e-3, abs=5), row
+    agrees("langevin-basin", used, request)
 
 
-def test_peakedness():
+def test_peakedness(used, request):
     frame, info = stored("peakedness")
     clean = frame[(frame.path == "noise") & (frame.position == 0) & (frame.way == "noise-free")]
     for row in three(clean, "peakedness").itertuples():
         ours = presets.load_prior("flowavenet", "toy", row.source, preset=PRESET).log_prob(source_of(row, info["samples"])).item() / info["samples"]
         assert ours == pytest.approx(row.log_prob, rel=2e-3, abs=2e-3), row
+    agrees("peakedness", used, request)
 
 
 @slow
-def test_langevin():
+def test_langevin(used, request):
     frame, info = stored("langevin")
     name, n = "Algorithm 1, printed", info["few"]
     was = frame[(frame.method == name) & (frame.start == "noise")]
@@ -160,20 +166,22 @@ def test_langevin():
     out, held = langevin.chain(name, truth, PRESET, float(was.eta.iloc[0]), "noise", 0)
     scores = si_sdr(out, truth)
     assert not held.any() and abs(scores.median().item() - was.si_sdr.median()) < 3, "the median of sixteen chaotic chains"
+    agrees("langevin", used, request)
 
 
 @slow
-def test_langevin_choice():
+def test_langevin_choice(used, request):
     frame, info = stored("langevin-choice")
     row = frame[frame.method == "BASIS, fine-tuned"].iloc[-1]
     truth = toy.ToyData("valid", t=info["t"]).batch(range(info["tried"]))
     out, held = langevin.chain(row.method, truth, PRESET, row.eta, "noise", 0)
     gain = si_sdr_improvement(out, truth, toy.mix(truth)).median().item()
     assert int(held.sum()) == row.diverged and abs(gain - row.improvement) < 3, (gain, row)
+    agrees("langevin-choice", used, request)
 
 
 @slow
-def test_langevin_trace():
+def test_langevin_trace(used, request):
     frame, info = stored("langevin-trace")
     name = "BASIS, fine-tuned"
     was = frame[(frame.method == name) & (frame.start == "noise") & (frame["item"] == 0)]
@@ -184,10 +192,11 @@ def test_langevin_trace():
     ours = trace.frame().query("item == 0")
     ours = ours[ours.step == ours.step.max()].set_index("source").si_sdr
     assert (ours - was).abs().median() < 3, (ours, was)
+    agrees("langevin-trace", used, request)
 
 
 @slow
-def test_staying_find():
+def test_staying_find(used, request):
     frame, info = stored("staying-find")
     row = frame.query("known == 'pitch and phase' and start == 'noise' and seed == 0").iloc[0]
     data = toy.ToyData("test", t=info["t"], seed=1)
@@ -196,18 +205,23 @@ def test_staying_find():
     x = 2 * torch.rand(truth.shape, generator=g) - 1
     out = langevin.langevin(toy.mix(truth), staying.libraries(row.known, truth, params, info["waves"]), staying.LADDERS[row.ladder], row.steps, start=x, generator=g, limit=100.0)
     assert abs((si_sdr(out, truth) > 10).double().mean().item() - row.found) < 0.1, row
+    agrees("staying-find", used, request)
 
 
 @slow
-def test_staying_hold():
+def test_staying_hold(used, request):
     frame, info = stored("staying-hold")
-    row = frame[frame["size"].isin(staying.SIZES_TRIED)].iloc[-1]
-    bank = staying.holders(PRESET)[row.prior](row.sigma)
-    tried = staying.step_size(bank, row.sigma, staying.STAY[PRESET])
-    assert tried in staying.SIZES_TRIED and {tried, 10 * tried} & {*frame[(frame.prior == row.prior) & (frame.sigma == row.sigma)]["size"].round(4)}, (tried, row)
+    was = frame[(frame.prior == frame.prior.iloc[0]) & (frame.sigma == frame.sigma.min()) & (frame.way == "as BASIS")]
+    sigma, c, steps = (was[k].iloc[0] for k in ("sigma", "size", "steps"))
+    truth, g = toy.ToyData("test", t=info["t"], seed=1).batch(range(info["items"])), torch.Generator().manual_seed(0)
+    start = truth + sigma * torch.randn(truth.shape, generator=g)
+    bank = staying.holders(PRESET)[was.prior.iloc[0]](sigma)
+    out = langevin.langevin(toy.mix(truth), bank, [sigma], int(steps), c * sigma**2, start=start, generator=g)
+    assert np.allclose(si_sdr(start, truth).flatten(), was.start, atol=0.01) and np.allclose(si_sdr(out, truth).flatten(), was.end, atol=1.0)
+    agrees("staying-hold", used, request)
 
 
-def test_staying_descend():
+def test_staying_descend(used, request):
     frame, info = stored("staying-descend")
     was = frame[frame.top == frame.top.min()]
     was = was[was["size"] == was["size"].max()]
@@ -218,10 +232,11 @@ def test_staying_descend():
     bank = presets.load_bank("flowavenet-conditional", "toy", PRESET)
     out = langevin.langevin(toy.mix(truth), bank, (top,), int(was.steps.iloc[0]), c * langevin.DOWN[-1] ** 2, 0.5, start, g)
     assert np.allclose(si_sdr(out, truth).flatten(), was.si_sdr, atol=1.0)
+    agrees("staying-descend", used, request)
 
 
 @slow
-def test_beyond():
+def test_beyond(used, request):
     frame, info = stored("separation-beyond")
     bank = presets.load_bank("wavetable", "toy", PRESET)
     for name, sources, mixes, rate in beyond._beyond(info["items"]):
@@ -232,9 +247,10 @@ def test_beyond():
             ours = si_sdr_improvement(out, sources[i : i + 1].float(), mixes[i : i + 1].float())[0]
             was = torch.tensor(part[part["item"] == i].si_sdri.to_numpy())
             assert (((ours - was).abs() < 1) | (torch.minimum(ours, was) > 60)).all(), (name, i, ours, was)
+    agrees("separation-beyond", used, request)
 
 
-def test_ablation():
+def test_ablation(used, request):
     frame, info = stored("separation-ablation")
     bank = presets.load_bank("wavetable", "toy", PRESET)
     settings = dict(beyond._ablation(bank))
@@ -243,27 +259,30 @@ def test_ablation():
         ours = si_sdr_improvement(settings[name](toy.mix(x), bank), x, toy.mix(x))[0]
         was = torch.tensor(frame[(frame.setting == name) & (frame["item"] == i)].si_sdri.to_numpy())
         assert (((ours - was).abs() < 1) | (torch.minimum(ours, was) > 60)).all(), (name, ours, was)
+    agrees("separation-ablation", used, request)
 
 
-def test_bss():
+def test_bss(used, request):
     frame, info = stored("separation-bss")
     x = toy.ToyData("test", seed=info["seed"]).batch([0])
     ours = bss_eval(separation.ROWS["mask"].run(toy.mix(x), x)[0], x[0], names=toy.SOURCES)
     was = frame[(frame.row == "mask") & (frame["item"] == 0)].set_index("source").SDR
     assert (ours.SDR[list(toy.SOURCES)] - was[list(toy.SOURCES)]).abs().max() < 0.1
+    agrees("separation-bss", used, request)
 
 
 @slow
-def test_oracle():
+def test_oracle(used, request):
     frame, info = stored("fig4-oracle")
     x = smoothness.NoisyData(toy.ToyData("test", t=info["samples"]), 0.359).batch(range(info["items"]))
     cross = torch.cat([-torch.stack([smoothness.formulas(v) for v in sources])[None] for sources in x])
     was = frame[(frame.sigma == 0.359) & (frame.quantity == "accuracy")].value.item()
     assert likelihood.accuracy(cross) == pytest.approx(was, abs=1e-9)
+    agrees("fig4-oracle", used, request)
 
 
 @pytest.mark.parametrize("name", recordings.TRIALS)
-def test_trust(name):
+def test_trust(name, used, request):
     frame, info = stored(f"separation-trust-{name}")
     trial = recordings.TRIALS[name]
     if not CHECK and trial.prior != "wavetable":
@@ -275,10 +294,11 @@ def test_trust(name):
         ours = recordings.worst_source(found.stems, sources[row.item], mixes[row.item])
         margin = 6.0 if name.startswith(CHAOTIC) else 1.0
         assert abs(ours - row.worst) <= margin or min(ours, row.worst) > 60 or max(ours, row.worst) < -20, (ours, row)
+    agrees(f"separation-trust-{name}", used, request)
 
 
 @pytest.mark.parametrize("row", separation.ROWS)
-def test_separation(row):
+def test_separation(row, used, request):
     name, how = f"separation-toy-{row}", separation.ROWS[row]
     frame, info = stored(name)
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in info["options"].items()}
@@ -300,3 +320,4 @@ def test_separation(row):
     for one in three(again, name).itertuples():
         then = was[one.item, one.source]
         assert abs(one.si_sdri - then) <= margin or min(one.si_sdri, then) > 60, (one, then)
+    agrees(name, used, request)
