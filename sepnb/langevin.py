@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHAINS', 'DOWN', 'ALONE', 'ANNEALED', 'TEST_SEED', 'METHODS', 'RULES', 'NOT_COUNTED', 'posterior_step', 'eq3_step',
-           'algorithm1_step', 'log_prob_gradient', 'prior_gradient', 'grad_log_prob', 'check_schedule', 'check_mix',
-           'langevin', 'soft_ladder', 'Trace', 'stored', 'Method', 'priors_for', 'final_table', 'failure', 'homes',
-           'chain', 'langevin_choice', 'chosen_eta', 'langevin_table', 'langevin_trace', 'tally']
+           'algorithm1_step', 'log_prob_gradient', 'prior_gradient', 'check_schedule', 'check_mix', 'langevin',
+           'soft_ladder', 'Trace', 'stored', 'Method', 'priors_for', 'final_table', 'failure', 'homes', 'chain',
+           'langevin_choice', 'chosen_eta', 'langevin_table', 'langevin_trace', 'tally']
 
 # %% ../nbs/31_langevin.ipynb #22ef297f
 import math
@@ -62,13 +62,6 @@ def prior_gradient(bank, # a PriorBank
         gradient, value = (prior.score(x, sigma), x.new_full((len(x),), math.nan)) if scored else log_prob_gradient(prior, x, sigma)
         gradients.append(gradient), values.append(value)
     return torch.stack(gradients, 1), torch.stack(values, 1)
-
-
-def grad_log_prob(bank, # a PriorBank: of flows, of relaxed WaveNets, or of score models
-                  sources, # (b, k, t)
-                  sigma=None): # noise level, for priors that are told it -> (b, k, t)
-    "Gradient of every source's log-prior with respect to its samples."
-    return prior_gradient(bank, sources, sigma)[0]
 
 # %% ../nbs/31_langevin.ipynb #c3bb8c4d
 def check_schedule(sigmas): # -> tuple of floats

@@ -106,7 +106,9 @@ def load_prior(model:str, # one of MODELS
                data:str, # one of DATA
                source:str, # one of the sources of the data set
                sigma=0., # noise level that it was trained for
-               preset=None, seed:int=0): # -> Prior, frozen, in evaluation mode
+               preset=None, seed:int=0,
+               device=None, # where a network is to live; None is a GPU if there is one. Waveforms stay where they are, see `Prior`
+               ): # -> Prior, frozen, in evaluation mode
     """The shipped weights of one prior, by name.
 
     FileNotFoundError names the command that trains a missing one; ValueError on an unknown name or a file that
@@ -123,6 +125,8 @@ def load_prior(model:str, # one of MODELS
         raise FileNotFoundError(f"no weights at {path}; train them with: sepnb train {model} {data} {source} --preset {preset}{options}")
     prior = MODELS[model].kind(config)
     check_label(load_weights(prior, path), path, data=data, source=source, preset=preset, sigma=float(sigma), seed=seed)
+    if next(prior.parameters(), None) is not None:  # a network: tables are read by compiled code, which a GPU does not run
+        prior.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return prior.eval().requires_grad_(False)
 
 

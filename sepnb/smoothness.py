@@ -4,18 +4,15 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'SEEDS', 'WAVENET_SEEDS', 'SIZES4', 'COLUMNS', 'STYLE', 'NoisyData', 'formulas', 'ceiling', 'bank_of',
-           'rows_of', 'fig4', 'fig4_flowavenet', 'fig4_wavenet', 'fig4_oracle', 'mean_map', 'plot_grid',
-           'plot_against_sigma', 'compare', 'fig4_start']
+           'rows_of', 'fig4', 'fig4_flowavenet', 'fig4_wavenet', 'fig4_oracle', 'mean_map', 'compare', 'fig4_start']
 
 # %% ../nbs/21_smoothness.ipynb #a398d567
 import math
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.colors import SymLogNorm
 
 from .likelihood import accuracy, auroc, cross_log_prob
 from .presets import load_bank, new_prior, recipe_for
@@ -159,49 +156,10 @@ def mean_map(frame, way, sigma, seed=0): # -> (k_source, k_prior) nats per sampl
         raise ValueError(f"no mean log-likelihoods of way {way!r} at sigma {sigma:g}, seed {seed}")
     return part.pivot(index="source", columns="prior", values="value").loc[list(SOURCES), list(SOURCES)].to_numpy()
 
-
-def plot_grid(frame, # rows of fig4
-              panels, # {title of the column: way}
-              sigmas=(0.0, *LADDER), seed:int=0):
-    "A grid of heat maps of mean log-likelihood, one column per way and one row per level; each map has its own colours."
-    fig, axes = plt.subplots(len(sigmas), len(panels), figsize=(3.3 * len(panels) + 0.4, 2.45 * len(sigmas)), squeeze=False)
-    for row, sigma in zip(axes, sigmas):
-        for ax, (title, way) in zip(row, panels.items()):
-            mean = mean_map(frame, way, sigma, seed)
-            image = ax.imshow(mean, cmap="viridis", norm=SymLogNorm(0.3, vmin=mean.min(), vmax=mean.max()), aspect="auto")
-            for i, j in np.ndindex(*mean.shape):
-                v = mean[i, j] + 0.0 if abs(mean[i, j]) >= 0.005 else 0.0
-                text = f"{v:.2f}" if abs(v) < 10 else f"{v:.0f}" if abs(v) < 1000 else f"{v:.0e}".replace("e+0", "e")
-                most = mean[i].argmax() == j  # the prior that wins the row
-                ax.text(j, i, text, ha="center", va="center", fontsize=10.5, fontweight="bold" if most else "normal",
-                        color="black" if image.norm(v) > 0.55 else "white")
-            ax.set(xticks=range(4), yticks=range(4), xticklabels=[], yticklabels=[]); ax.grid(False)
-            ax.set_title(f"{title}, $\\sigma$ = {sigma:g}", fontsize=11)
-        row[0].set_yticklabels(SOURCES, fontsize=10)
-    for ax in axes[-1]:
-        ax.set_xticklabels(SOURCES, fontsize=10); ax.set_xlabel("prior")
-    return axes
-
 # %% ../nbs/21_smoothness.ipynb #a43f0fd9
 STYLE = {"fine-tuned": ("#D55E00", "o", "fine-tuned (the paper's way)"), "told": ("#0072B2", "s", "told the level"),
          "scratch": ("#009E73", "^", "from scratch"), "WaveNet": ("#CC79A7", "v", "WaveNet, fine-tuned"),
          "oracle": ("#555555", "x", "oracle that knows the formulas"), "noise-free": ("#000000", "D", "noise-free")}
-
-
-def plot_against_sigma(frame, # rows of one quantity: way, seed, sigma, value
-                       sigmas=(0.0, *LADDER), ax=None):
-    "Mean over seeds against the noise level; error bars: one standard deviation over seeds; every seed as a faint dot."
-    ax = ax or plt.subplots(figsize=(7, 3.6))[1]
-    place = {s: i for i, s in enumerate(sigmas)}
-    for offset, (way, rows) in enumerate(frame[frame.sigma.isin(sigmas)].groupby("way", sort=False)):
-        color, marker, label = STYLE[way]
-        stats = rows.groupby("sigma").value.agg(["mean", "std"])
-        at = np.array([place[s] for s in stats.index]) + 0.06 * (offset - 2)
-        ax.errorbar(at, stats["mean"], stats["std"], color=color, marker=marker, ms=6, capsize=4, label=label,
-                    ls=":" if way == "oracle" else "-")
-        ax.plot([place[s] + 0.06 * (offset - 2) for s in rows.sigma], rows.value, ".", ms=4, color=color, alpha=0.5)
-    ax.set_xticks(range(len(sigmas)), [f"{s:g}" for s in sigmas])
-    return ax
 
 # %% ../nbs/21_smoothness.ipynb #0de4678d
 def compare(flow, oracle, # rows of fig4-flowavenet and fig4-oracle

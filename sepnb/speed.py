@@ -7,7 +7,7 @@ __all__ = ['PlainStack', 'PlainFloWaveNet', 'flops', 'speed', 'report', 'step_co
            'speed_wavenet']
 
 # %% ../nbs/80_speed.ipynb #f4e7b39a
-import math, os, time
+import copy, math, os, time
 
 import pandas as pd
 import torch
@@ -19,6 +19,7 @@ from .flowavenet import FloWaveNet, FloWaveNetConfig, flip, latent_term, squeeze
 from .generation import sample_codes
 from .presets import recipe_for
 from .store import experiment
+from .training import as_machine_code, can_compile
 from .wavenet import WaveNet, WaveNetConfig
 
 # %% ../nbs/80_speed.ipynb #460b1149
@@ -123,7 +124,7 @@ def _tasks(model, x, train):
 # %% ../nbs/80_speed.ipynb #9bdbd747
 @experiment("speed")
 def speed(preset): # -> DataFrame
-    "FloWaveNet against the plain reference, and its share of the rate of this machine's matrix product; one row per task."
+    "FloWaveNet against the plain reference, as it is and compiled, and its share of the rate of this machine's matrix product; one row per task."
     size, rounds, batch, t = (FloWaveNetConfig(blocks=2, flows=2, layers=2, width=8), 1, 2, 256) if preset == "smoke" else \
         (recipe_for("flowavenet", "toy", "paper")[0], 5, 4, 4096)
     a = torch.randn(1024, 1024) if preset != "smoke" else torch.randn(64, 64)
@@ -131,13 +132,17 @@ def speed(preset): # -> DataFrame
     for train in (False, True):
         torch.manual_seed(0)
         ours = FloWaveNet(size).eval()
-        plain = PlainFloWaveNet(ours).eval()
-        pairs = {name: (f, g) for (name, f), g in zip(_tasks(ours, x, train).items(), _tasks(plain, x, train).values())}
-        for name, (f, g) in pairs.items():
-            s = _median_seconds({"ours": f, "plain": g, "matmul": lambda: a @ a}, rounds)
+        models = {"ours": ours, "plain": PlainFloWaveNet(ours).eval()}
+        if preset != "smoke" and can_compile(x.device):
+            models["compiled"] = fast = copy.deepcopy(ours)
+            fast.log_prob = as_machine_code(fast.log_prob)
+        tasks = {who: _tasks(model, x, train) for who, model in models.items()}
+        for name in tasks["ours"]:
+            s = _median_seconds({**{who: fs[name] for who, fs in tasks.items()}, "matmul": lambda: a @ a}, rounds)
             peak = 2 * len(a) ** 3 / s["matmul"]
             work = flops(size, x.numel()) * {"log_prob": 1, "gradient in x": 2, "training step": 3}[name]
             rows.append(dict(task=name, ms=1e3 * s["ours"], plain_ms=1e3 * s["plain"], times_faster=s["plain"] / s["ours"],
+                             compiled_ms=1e3 * s.get("compiled", math.nan), compiled_times_faster=s["plain"] / s.get("compiled", math.nan),
                              gflops=work / s["ours"] / 1e9, matmul_gflops=peak / 1e9, share_of_matmul=work / s["ours"] / peak))
     frame = pd.DataFrame(rows)
     frame.attrs.update(model="FloWaveNet, Table 2 toy size", batch=batch, samples=t, threads=torch.get_num_threads(), load=round(os.getloadavg()[0], 2))

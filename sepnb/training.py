@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LADDER', 'FINE', 'Prior', 'check_batch', 'PriorBank', 'Recipe', 'learning_rate', 'fine', 'batch_indices',
-           'step_generator', 'random_crop', 'nll', 'noisy', 'noisy_nll', 'fit']
+           'step_generator', 'random_crop', 'nll', 'noisy', 'noisy_nll', 'can_compile', 'as_machine_code', 'fit']
 
 # %% ../nbs/10_training.ipynb #a0145c5c
-import json, math
+import importlib.util, json, math, os, shutil, time
 from dataclasses import asdict, dataclass, replace
+from functools import wraps
 from pathlib import Path
 
 import pandas as pd
@@ -19,11 +20,38 @@ from tqdm.auto import tqdm
 from .store import fill, load_tensors, save_tensors, write_whole
 
 # %% ../nbs/10_training.ipynb #58ea37b5
+def _moved(v, # a tensor, or a tuple, list or dict of them; anything else stays as it is
+           like): # a tensor
+    "Takes tensors to the device of another."
+    if isinstance(v, dict):
+        return {k: _moved(x, like) for k, x in v.items()}
+    if isinstance(v, (tuple, list)):
+        return type(v)(_moved(x, like) for x in v)
+    return v.to(like.device) if torch.is_tensor(v) else v
+
+
+def _there_and_back(method):
+    "A method of a prior that may be on another device than the waveforms: takes them there, and the answer to where they are."
+    @wraps(method)
+    def call(self, *args, **kwargs):
+        there = next(self.parameters(), None)
+        if there is None:
+            return method(self, *args, **kwargs)
+        home = next((v for v in args if torch.is_tensor(v)), torch.empty(0))
+        return _moved(method(self, *_moved(args, there), **_moved(kwargs, there)), home)
+    return call
+
+
 class Prior(nn.Module):
     "What every generative model of waveforms here offers. Subclasses take one frozen config dataclass."
     bounded = False     # whether waveforms must lie in [-1, 1]
     likelihood = True   # whether log_prob needs no noise level
     stored = torch.float16  # how its weights are shipped
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        for name in {"forward", "inverse", "log_prob", "log_density", "denoise", "score", "sample"} & vars(cls).keys():
+            setattr(cls, name, _there_and_back(vars(cls)[name]))
 
     def __init__(self, config):
         super().__init__()
@@ -229,17 +257,17 @@ def _run(model, recipe, what): # -> dict, as JSON gives it back
                                       recipe=asdict(recipe), what=what or {})))
 
 
-def _checkpoint(path, model, optimizer, ema, step, recipe, rows, what):
+def _checkpoint(path, model, optimizer, ema, step, recipe, rows, what, compiled):
     "Everything that resuming needs, in one file."
     tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"ema/{k}": v for k, v in (ema or {}).items()}
     for name, p in model.named_parameters():
         tensors |= {f"adam/{k}/{name}": v for k, v in optimizer.state.get(p, {}).items()}
-    save_tensors(path, tensors, {**_run(model, recipe, what), "step": step, "rows": rows})
+    save_tensors(path, tensors, {**_run(model, recipe, what), "step": step, "rows": rows, "compiled": compiled})
 
 # %% ../nbs/10_training.ipynb #97d24bfa
 def _resume(path, model, optimizer, recipe, what):
-    "Restores a checkpoint; returns `(step, ema, rows)`. ValueError if it is damaged or belongs to another run."
+    "Restores a checkpoint; returns `(step, ema, rows, compiled)`. ValueError if it is damaged or belongs to another run."
     tensors, meta = load_tensors(path)
     for key, value in _run(model, recipe, what).items():
         have = meta.get(key)
@@ -257,7 +285,7 @@ def _resume(path, model, optimizer, recipe, what):
     for name, p in model.named_parameters():
         if name in moments["step"]:
             optimizer.state[p] = {k: v[name] if k == "step" else v[name].to(p.device) for k, v in moments.items()}
-    return meta["step"], part("ema/"), meta["rows"]
+    return meta["step"], part("ema/"), meta["rows"], meta.get("compiled", False)
 
 
 class _Items(torch.utils.data.Dataset):
@@ -276,7 +304,7 @@ class _Items(torch.utils.data.Dataset):
         return torch.stack(together(mine) if together else [self.data[j] for j in mine])
 
 # %% ../nbs/10_training.ipynb #5491c636
-def _begin(model, loss_fn, data, recipe, checkpoint, optimizer, what): # -> step, averaged weights, rows of the metrics
+def _begin(model, loss_fn, data, recipe, checkpoint, optimizer, what): # -> step, averaged weights, rows of the metrics, whether it is compiled
     "Where training starts: at the checkpoint, else with a first look at the data, which data-dependent initialisation needs."
     if checkpoint is not None and checkpoint.exists():
         return _resume(checkpoint, model, optimizer, recipe, what)
@@ -285,7 +313,7 @@ def _begin(model, loss_fn, data, recipe, checkpoint, optimizer, what): # -> step
         first = _Items(data, recipe, 0, 0, 1)[0].to(device)
         generator = step_generator(recipe.seed, 0, 0, device)
         loss_fn(model, random_crop(first, recipe.frame, generator), generator)
-    return 0, {k: v.clone() for k, v in model.state_dict().items()} if recipe.ema else {}, []
+    return 0, {k: v.clone() for k, v in model.state_dict().items()} if recipe.ema else {}, [], False
 
 
 def _check_finite(loss, norm, step, lr, rows):
@@ -293,6 +321,17 @@ def _check_finite(loss, norm, step, lr, rows):
         kept = f"the checkpoint of step {rows[-1]['step']} stays" if rows else "no checkpoint was written yet"
         raise FloatingPointError(f"loss {loss.item():.4g} and gradient norm {norm.item():.4g} at step {step} "
                                  f"with learning rate {lr:.3g}; {kept}. Try a lower lr or clip the gradient")
+
+# %% ../nbs/10_training.ipynb #4fb42ffb
+def can_compile(device):
+    "Whether torch.compile finds what it needs: a C++ compiler, or triton on a GPU."
+    return bool(importlib.util.find_spec("triton")) if device.type == "cuda" else bool(shutil.which(os.environ.get("CXX", "g++")))
+
+
+def as_machine_code(f):
+    "The same function by torch.compile, made for the shapes of every layer; the first calls take minutes."
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    return torch.compile(f, dynamic=False)
 
 # %% ../nbs/10_training.ipynb #06045c08
 def fit(model, # a Prior, trained in place
@@ -303,6 +342,7 @@ def fit(model, # a Prior, trained in place
         every:int=None, # steps between checkpoints and between rows of the metrics; None is 200, or a fifth of a short run
         what:dict=None, # what is trained on which data: kept in the checkpoint, and only the same is resumed
         workers:int=0, # processes that prepare batches
+        compile_from:float=1800.0, # seconds that a run must take for torch.compile to pay, which is 1.8 times as fast and takes minutes
         callback=None, # callback(step, model) after every row of the metrics
         progress:bool=True): # -> DataFrame of step, loss, lr, grad_norm
     """Trains `model`; with `run`, resumes from its checkpoint and ends with the same weights as an undisturbed run.
@@ -320,10 +360,13 @@ def fit(model, # a Prior, trained in place
     checkpoint = Path(run) / "checkpoint.safetensors" if run is not None else None
     model.to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
-    start, ema, rows = _begin(model, loss_fn, data, recipe, checkpoint, optimizer, what)
+    start, ema, rows, compiled = _begin(model, loss_fn, data, recipe, checkpoint, optimizer, what)
     objective = _Objective(model, loss_fn)
     # accelerate wraps only where there is something to wrap; the bare model stays at hand for saving
     objective, optimizer_ = accelerator.prepare(objective, optimizer)
+    if compiled:
+        objective = as_machine_code(objective)
+    began = time.time()
     loader = torch.utils.data.DataLoader(_Items(data, recipe, start, rank, world), batch_size=None, num_workers=workers)
     bar = tqdm(loader, total=recipe.steps, initial=start, disable=not (progress and accelerator.is_main_process),
                desc=f"{type(model).__name__}", mininterval=1.0)
@@ -343,11 +386,14 @@ def fit(model, # a Prior, trained in place
                 # integer and boolean buffers are counts and flags, which have no average
                 ema[k].lerp_(v, 1 - recipe.ema) if v.is_floating_point() else ema[k].copy_(v)
         done = step + 1
+        # decided once, early, and kept in the checkpoint: compiled steps round in another way
+        if done == min(20, recipe.steps) and world == 1 and can_compile(device) and (time.time() - began) / (done - start) * recipe.steps > compile_from:
+            objective, compiled = as_machine_code(objective), True
         if done % every == 0 or done == recipe.steps:
             rows.append(dict(step=done, loss=loss.item(), lr=lr, grad_norm=norm.item()))
             bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
             if checkpoint is not None and accelerator.is_main_process:
-                _checkpoint(checkpoint, model, optimizer, ema, done, recipe, rows, what)
+                _checkpoint(checkpoint, model, optimizer, ema, done, recipe, rows, what, compiled)
                 write_whole(checkpoint.with_name("metrics.csv"), pd.DataFrame(rows).to_csv(index=False).encode())
             if callback is not None:
                 callback(done, model)

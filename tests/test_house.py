@@ -149,3 +149,33 @@ def test_nothing_but_the_classes_knows_a_model():
         for model in MODELS:
             assert f'"{model}"' not in code, f"{stem} knows {model}"
         assert '"toy"' not in re.sub(r'data:str="toy"|= "toy"', "", code), f"{stem} knows a data set"
+
+
+def test_networks_on_another_device_give_the_same_results(monkeypatch):
+    """Networks live on a GPU, waveforms stay on the CPU. A second precision plays the second device: networks are in float64 and what enters
+    and leaves them is taken there and back by the very function that would take it to a GPU; what it misses ends in an error of torch."""
+    from sepnb import presets, training
+
+    plain = {name: EXPERIMENTS[name]("smoke") for name in ("fig3-toy-flowavenet", "separation-toy-coordinate-blackbox", "langevin-choice")}
+    kinds = []
+
+    def moved(v, like):
+        if isinstance(v, (tuple, list, dict)):
+            return original(v, like)
+        kinds.append(like.dtype)
+        return v.to(like.dtype) if torch.is_tensor(v) and v.is_floating_point() else v
+
+    original, load = training._moved, presets.load_prior
+
+    def far(*args, **kwargs):
+        prior = load(*args, **kwargs)
+        return prior.double() if next(prior.parameters(), None) is not None else prior
+
+    monkeypatch.setattr(training, "_moved", moved)
+    monkeypatch.setattr(presets, "load_prior", far)
+    for name, was in plain.items():
+        kinds.clear()
+        ours = EXPERIMENTS[name]("smoke")
+        assert {torch.float32, torch.float64} <= {*kinds}, "the networks were elsewhere"
+        numbers = ours.select_dtypes("number").drop(columns="seconds", errors="ignore")
+        assert len(ours) == len(was) and (numbers - was[numbers.columns]).abs().median().max() < 0.5, name

@@ -1,6 +1,8 @@
 """What protects a training run and its files: labels, damaged files, full disks, short runs."""
 import errno
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from sepnb import presets
+from sepnb.flowavenet import FloWaveNet, FloWaveNetConfig
 from sepnb.registry import MODELS
 from sepnb.store import load_tensors, load_weights, save_tensors, write_whole
+from sepnb.toy import SourceData, ToyData
+from sepnb.training import Recipe, fit, nll
 
 
 def weights(model="flowavenet", source="sine"):
@@ -110,3 +115,31 @@ def test_a_short_run_keeps_checkpoints_on_the_way(tmp_path, artifacts, monkeypat
     monkeypatch.setattr(training, "_checkpoint", lambda *args: (seen.append(args[4]), real(*args)))
     presets.train("flowavenet", "toy", "sine", "smoke", run=tmp_path / "run", progress=False)
     assert len(seen) == 5 and seen[-1] == 150
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_learns_the_same_and_resumes_as_if_undisturbed(tmp_path):
+    config = FloWaveNetConfig(blocks=1, flows=1, layers=1, width=4)
+    recipe = Recipe(steps=40, batch=2, frame=64, lr=1e-3)
+    data = SourceData(ToyData("train", t=64), "sine")
+
+    def run(folder, **options):
+        torch.manual_seed(0)
+        model = FloWaveNet(config)
+        fit(model, nll, data, recipe, run=tmp_path / folder, every=10, progress=False, **options)
+        return model
+
+    class Stop(Exception):
+        pass
+
+    def stop(step, model):
+        if step == 30:
+            raise Stop
+
+    plain, compiled = run("plain"), run("compiled", compile_from=0.0)
+    with pytest.raises(Stop):
+        run("stopped", compile_from=0.0, callback=stop)
+    assert load_tensors(tmp_path / "stopped/checkpoint.safetensors")[1]["compiled"], "noted, so that the run goes on with the same rounding"
+    again = run("stopped")
+    for a, b, c in zip(plain.parameters(), compiled.parameters(), again.parameters()):
+        assert torch.allclose(a, b, atol=1e-4) and torch.equal(b, c)
