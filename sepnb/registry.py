@@ -58,6 +58,8 @@ class DataSet:
     splits: tuple = ("train", "valid", "test")
     shortest: int = 1 # samples of the shortest clip that makes sense
     made: str = "generated"  # how, for captions
+    prepare: Callable = None # (path, **options) -> list of dicts: makes it, or reads the user's copy; what `sepnb data` calls
+    music: bool = False # whether it takes the larger models of music
 
     def mix(self, sources): # (..., k, t) -> (..., t)
         return sources.sum(-2) if self.summed else sources.mean(-2)
@@ -74,15 +76,15 @@ DATA = Registry("data set")
 class Model:
     "A kind of prior that can be trained and loaded by name."
     kind: type        # the class
-    presets: dict     # preset -> (config, recipe), for every data set
-    special: dict = None # (preset, data set) -> (config, recipe) where it differs
+    presets: dict     # preset -> (config, recipe)
+    music: dict = None # preset -> (config, recipe) for data sets of music, where they differ
     start: str = None # the model whose noise-free weights it starts from
     fine: dict = None # preset -> steps of fine-tuning to one noise level; None: there is no such thing
     levels: bool = False # trained from scratch at one noise level
     share: int = 1    # experiments give it one item in so many, because each costs so much more
 
     def recipe(self, preset, data): # -> (config, recipe)
-        return (self.special or {}).get((preset, data)) or self.presets[preset]
+        return (DATA[data].music and self.music or self.presets)[preset]
 
 
 MODELS = Registry("model")

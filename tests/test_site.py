@@ -21,7 +21,7 @@ CELLS = {p.name: json.loads(p.read_text(encoding="utf-8"))["cells"] for p in NOT
 def page():
     syms = {"sepnb.toy.mix": "sepnb.toy", "sepnb.toy.ToyData": "sepnb.toy", "sepnb.toy.ToyData.batch": "sepnb.toy",
             "sepnb.audio.load": "sepnb.audio", "sepnb.presets.load": "sepnb.presets"}
-    page = site.Page("toy", "sepnb.toy", ["03_toy.ipynb", "14_flowavenet.ipynb"], ["frank2020problems", "kim2019flowavenet"], syms)
+    page = site.Page("toy", "sepnb.toy", ["04_toy.ipynb", "14_flowavenet.ipynb"], ["frank2020problems", "kim2019flowavenet"], syms)
     for label in ("fig-waves", "tbl-score", "eq-mix"):
         page.number(label)
     return page
