@@ -6,7 +6,7 @@
 __all__ = ['SOURCES', 'STEMS', 'HELP', 'SPLITS', 'write_musdb18', 'residual', 'read_track', 'find_tracks', 'prepare_musdb18',
            'musdb18_frames', 'generated_frames']
 
-# %% ../nbs/08_musdb18.ipynb #9f43e72e
+# %% ../nbs/08_musdb18.ipynb #9f4ec430
 import os
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .audio import RATE, resample, save
 from .frames import Frames, Song, SourceFrames, data_home, prepared, save_song
-from .registry import DATA, DataSet
+from .registry import DATA, Recordings
 from .songs import HZ, LAYOUTS, SETS, Arranged, Layout, song_name, songs_of
 
 # %% ../nbs/08_musdb18.ipynb #38777f9b
@@ -145,7 +145,7 @@ def prepare_musdb18(path, # of a copy of musdb18 or MUSDB18-HQ
         found.append(about)
     return found
 
-# %% ../nbs/08_musdb18.ipynb #e4caffb2
+# %% ../nbs/08_musdb18.ipynb #d238341c
 SPLITS = ("train", "valid", "test")
 
 
@@ -162,6 +162,6 @@ def generated_frames(split, t=RATE, seed=0): # -> Frames
     return Frames([Arranged(s, STEMS) for s in songs_of(split)], t, seed=seed, split=list(SETS).index(split))
 
 
-DATA["musdb18"] = DataSet(SOURCES, musdb18_frames, SourceFrames, summed=True, prepare=prepare_musdb18, made="real records (musdb18)", music=True)
-DATA["musdb18-songs"] = DataSet(SOURCES, generated_frames, SourceFrames, summed=True, splits=tuple(SETS),
-                                made="generated songs (composed by a program, played by sampled instruments)", music=True)
+DATA["musdb18"] = Recordings(SOURCES, musdb18_frames, SourceFrames, summed=True, prepare=prepare_musdb18, made="real records (musdb18)")
+DATA["musdb18-songs"] = Recordings(SOURCES, generated_frames, SourceFrames, summed=True, splits=tuple(SETS),
+                                made="generated songs (composed by a program, played by sampled instruments)")

@@ -6,16 +6,16 @@
 __all__ = ['SPLITS', 'OMITTED', 'HELP', 'CLASSES', 'split_of', 'read_original', 'read_stems', 'find_songs', 'prepare_slakh',
            'write_slakh', 'write_stems', 'slakh_frames']
 
-# %% ../nbs/09_slakh.ipynb #f3f8789f
+# %% ../nbs/09_slakh.ipynb #e3dadb2d
 import io
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from .audio import RATE, load, resample, save
+from .audio import RATE, Recording, resample, save
 from .frames import Frames, Song, SourceFrames, data_home, prepared, save_song
-from .registry import DATA, DataSet
+from .registry import DATA, Recordings
 from .songs import HZ, LAYOUTS, SOURCES, Layout, song_name
 from .store import write_whole
 
@@ -43,15 +43,16 @@ def split_of(number:int, redux:bool=True): # of a song -> "train", "validation",
             return None if redux and number in OMITTED else split
     raise ValueError(f"there is no Track{number:05d}; Slakh2100 has 1 to 2100")
 
-# %% ../nbs/09_slakh.ipynb #584dc363
+# %% ../nbs/09_slakh.ipynb #fec4dc4e
 def _stem(path, rate=None): # -> (t,), rate
     try:
-        x, r = load(path)
+        sound = Recording(path)
+        x, r = sound.read(0, None).mean(0), sound.rate
     except (OSError, ValueError) as error:
         raise ValueError(f"{path.parent.name}/{path.name} cannot be read: {error}") from None
     if rate is not None and r != rate:
         raise ValueError(f"{path.parent.name}/{path.name} has a rate of {r} Hz, the stems before it {rate} Hz")
-    return x.mean(0) if x.ndim == 2 else x, r
+    return x, r
 
 
 def read_original(folder): # Track00001 -> {class: (t,)}, rate, number of stems of other classes
@@ -91,7 +92,7 @@ def read_stems(folder): # with bass.wav and so on -> {class: (t,)}, rate, 0
         out[kind], rate = _stem(path, rate)
     return out, rate, 0
 
-# %% ../nbs/09_slakh.ipynb #4a0232f6
+# %% ../nbs/09_slakh.ipynb #d22fa36b
 HELP = """Slakh2100 is not here. Get it from http://www.slakh.com, as it is or as the four stems of multi-source diffusion models, and then:
 sepnb data slakh PATH. A generated set in the same layout: sepnb data songs --layout slakh --out DIR"""
 
@@ -101,7 +102,7 @@ def find_songs(path, redux:bool=True): # -> list of (split, folder, reader)
     path, out = Path(path), []
     if not path.is_dir():
         raise FileNotFoundError(f"{path.name}: no such folder. {HELP}")
-    for folder in sorted(p for pattern in ("Track*", "*/Track*") for p in path.glob(pattern) if p.is_dir()):
+    for folder in sorted((p for pattern in ("Track*", "*/Track*") for p in path.glob(pattern) if p.is_dir()), key=lambda p: p.name):
         split = split_of(int(folder.name[5:]), redux) if folder.name[5:].isdigit() else None
         if folder.parent != path and folder.parent.name in SPLITS and split is not None:
             split = folder.parent.name  # as the copy has it: there are three published ways to split
@@ -197,7 +198,7 @@ LAYOUTS["slakh"] = Layout(lambda folder, split, i: Path(folder) / _number(split,
 LAYOUTS["slakh-stems"] = Layout(lambda folder, split, i: Path(folder) / _number(split, i)[0] / song_name(split, i) / f"{SOURCES[-1]}.wav",
                                 lambda folder, split, i, stems, midi: write_stems(folder, _number(split, i)[0], song_name(split, i), stems))
 
-# %% ../nbs/09_slakh.ipynb #c57cc515
+# %% ../nbs/09_slakh.ipynb #5cb93c4f
 def slakh_frames(split, t=RATE, seed=0): # -> Frames
     "Frames of the user's copy. FileNotFoundError says how to get one."
     try:
@@ -206,4 +207,4 @@ def slakh_frames(split, t=RATE, seed=0): # -> Frames
         raise FileNotFoundError(HELP) from None
 
 
-DATA["slakh"] = DataSet(SOURCES, slakh_frames, SourceFrames, summed=True, prepare=prepare_slakh, made="Slakh2100 (rendered from MIDI)", music=True)
+DATA["slakh"] = Recordings(SOURCES, slakh_frames, SourceFrames, summed=True, prepare=prepare_slakh, made="Slakh2100 (rendered from MIDI)")

@@ -9,7 +9,7 @@ __all__ = ['PLAYERS', 'PROGRAMS', 'OTHER_PROGRAMS', 'SPLITS', 'ROUNDS', 'SCALES'
            'synthesiser', 'play', 'performed', 'song_name', 'Layout', 'make_songs', 'Excerpt', 'excerpts', 'songs_of',
            'Arranged', 'song_frames']
 
-# %% ../nbs/07_songs.ipynb #1e2cbc56
+# %% ../nbs/07_songs.ipynb #bc7195a0
 import math, multiprocessing, os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ from tqdm.auto import tqdm
 
 from .audio import RATE, resample, save
 from .frames import Frames, Song, SourceFrames, data_home, prepared, save_song
-from .registry import DATA, DataSet
+from .registry import DATA, Recordings
 from .store import artifacts
 
-# %% ../nbs/07_songs.ipynb #11d00db0
+# %% ../nbs/07_songs.ipynb #174b8840
 PLAYERS = ("bass", "drums", "guitar", "piano", "vocals")
 PROGRAMS = dict(bass=(32, 33, 34, 36), drums=(0, 8, 16), guitar=(24, 25, 26, 27), piano=(0, 1, 4), vocals=(52, 53)) # General MIDI, from 0
 OTHER_PROGRAMS = dict(bass=(35, 37, 39), drums=(24, 32, 40), guitar=(28, 29, 30), piano=(2, 3, 5), vocals=(54, 85)) # not in training
@@ -68,8 +68,9 @@ def plan(split:str, i:int, seed:int=0, other:bool=False): # `other`: by the prog
         playing += [p for p in [part()] if len({*p} - {"vocals"}) >= 2]
     playing[-1] = PLAYERS
     programs = {p: int(rng.choice(PROGRAMS[p])) for p in PLAYERS}
-    if other:
-        programs = {p: int(rng.choice(OTHER_PROGRAMS[p])) for p in PLAYERS}
+    if other:  # drawn apart, so that the notes stay the same
+        apart = random_of(seed, split, i, 8)
+        programs = {p: int(apart.choice(OTHER_PROGRAMS[p])) for p in PLAYERS}
     return Plan(float(rng.uniform(80, 140)), int(rng.integers(12)), SCALES[str(rng.choice(["major", "minor"]))],
                 ROUNDS[rng.integers(len(ROUNDS))], bars, tuple(playing), programs)
 
@@ -376,7 +377,7 @@ def songs_of(split:str): # -> list of `Song`, else of `Excerpt`
     except FileNotFoundError:
         return excerpts(split)
 
-# %% ../nbs/07_songs.ipynb #25fc4f2a
+# %% ../nbs/07_songs.ipynb #6d371064
 class Arranged:
     "A song with other sources: each is a sum of players."
 
@@ -397,4 +398,4 @@ def song_frames(split, t=RATE, seed=0): # -> Frames
     return Frames([Arranged(s, {p: (p,) for p in SOURCES}) for s in songs_of(split)], t, seed=seed, split=list(SETS).index(split))
 
 
-DATA["songs"] = DataSet(SOURCES, song_frames, SourceFrames, summed=True, splits=tuple(SETS), prepare=make_songs, made="generated songs (composed by a program, played by sampled instruments)", music=True)
+DATA["songs"] = Recordings(SOURCES, song_frames, SourceFrames, summed=True, splits=tuple(SETS), prepare=make_songs, made="generated songs (composed by a program, played by sampled instruments)")
