@@ -60,7 +60,13 @@ def reproduce(name: Annotated[str, typer.Argument(help="an experiment, the begin
     if not names:
         raise ValueError(f"unknown experiment {name!r}; choose one of {', '.join(known)}, or all")
     for n in names:
-        frame = store.reproduce(n, preset)
+        try:
+            frame = store.reproduce(n, preset)
+        except FileNotFoundError as error:
+            if len(names) == 1:
+                raise
+            typer.echo(f"{n}: left out, {str(error).splitlines()[0]}", err=True)  # its weights, or a data set that is not here
+            continue
         typer.echo(f"{n}: {len(frame)} rows in {store.artifacts() / 'results' / store.preset_name(preset) / n}.csv")
 
 # %% ../nbs/90_cli.ipynb #6c3a3012

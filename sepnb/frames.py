@@ -57,7 +57,7 @@ class Song:
     def mix(self): # -> (t,) the published mix, or the sum of the stems
         return self.file.get_tensor("mix").float() / 32767 if "mix" in self.file.keys() else self[:].sum(0)
 
-# %% ../nbs/06_frames.ipynb #0a861593
+# %% ../nbs/06_frames.ipynb #1f8f7ea0
 PLAYS = 10 ** (-50 / 20)  # root mean square above which a source counts as playing
 
 
@@ -85,7 +85,7 @@ class Frames(Dataset):
         if not -len(self) <= i < len(self):
             raise IndexError(f"item {i}; there are {len(self)}")
         i = int(i) % len(self)
-        song = self.songs[i // self.per_song]
+        song = self.songs[i % len(self.songs)]  # so that the first few items come from all songs
         rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, i, self.split, what]))
         return ((song, int(rng.integers(song.samples - self.t + 1))) for _ in range(20))
 
