@@ -6,17 +6,17 @@
 __all__ = ['MUSIC_SIZES', 'CONTROLS', 'levelled', 'new_phases', 'asked', 'table_of', 'music', 'mel_bands', 'music_mel', 'by_song',
            'named_right', 'own_auroc', 'music_table', 'music_verdicts']
 
-# %% ../nbs/25_music.ipynb #a28fd791
+# %% ../nbs/25_music.ipynb #b30614b7
 import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
 from .audio import RATE
-from .likelihood import accuracy, as_cross, auroc, judge
+from .likelihood import area, as_cross, judge
 from .presets import load_bank, recipe_for
 from .registry import DATA, MODELS
-from .store import experiment, result
+from .store import experiment
 
 # %% ../nbs/25_music.ipynb #874ef655
 def levelled(x, # (..., t)
@@ -101,7 +101,7 @@ def music_mel(preset:str, data:str): # -> DataFrame
     frame.attrs.update(model="logistic regression on mean mel bands", training_frames=n * len(names))
     return frame
 
-# %% ../nbs/25_music.ipynb #877c5180
+# %% ../nbs/25_music.ipynb #0201f031
 def by_song(frame, value, draws:int=1000): # value(cross (n, k, k), plays (n, k)) -> float; -> (value, low, high)
     "A number of one control and length, and its 95 % interval over songs."
     names = list(dict.fromkeys(frame.source))
@@ -122,8 +122,6 @@ def named_right(cross, plays): # -> share
 
 def own_auroc(cross, plays): # -> mean over priors
     "The chance that a prior finds a frame of its own class more likely than one of another, over the sources that play."
-    from sepnb.likelihood import area
-
     k = range(cross.shape[1])
     return float(np.mean([area(cross[plays[:, p], p, p], np.concatenate([cross[plays[:, s], s, p] for s in k if s != p])) for p in k]))
 

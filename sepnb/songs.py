@@ -9,7 +9,7 @@ __all__ = ['PLAYERS', 'PROGRAMS', 'OTHER_PROGRAMS', 'SPLITS', 'ROUNDS', 'SCALES'
            'synthesiser', 'play', 'performed', 'song_name', 'Layout', 'make_songs', 'Excerpt', 'excerpts', 'songs_of',
            'Arranged', 'song_frames']
 
-# %% ../nbs/07_songs.ipynb #bc7195a0
+# %% ../nbs/07_songs.ipynb #e259a555
 import math, multiprocessing, os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .audio import RATE, resample, save
-from .frames import Frames, Song, SourceFrames, data_home, prepared, save_song
+from .frames import Frames, SourceFrames, data_home, prepared, save_song
 from .registry import DATA, Recordings
 from .store import artifacts
 
