@@ -28,7 +28,7 @@ test: programs $(READY) ## export check, every notebook at the smoke preset, pyt
 	@echo "== notebooks at the smoke preset"
 	@SEPNB_PRESET=smoke OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
 	@echo "== pytest"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	@cd nbs && ../$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -52,9 +52,11 @@ need = $(1) >/dev/null 2>&1 || { \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(3) >/dev/null; \
 	else echo "make: $(2) is missing; install it (Debian: apt-get install $(3)), then run make again" >&2; exit 1; fi; }
 
-# museval and musdb refuse to be imported without these two
+# museval and musdb refuse to be imported without these two. Songs are rendered by FluidSynth; where it cannot be had, the excerpts that are shipped serve.
 programs:
 	@$(call need,sh -c 'ffmpeg -version && ffprobe -version',the program ffmpeg or ffprobe,ffmpeg)
+	@( $(call need,sh -c 'ldconfig -p | grep libfluidsynth && ls /usr/share/sounds/sf3/MuseScore_General_Lite.sf3',FluidSynth or its SoundFont,libfluidsynth3 musescore-general-soundfont-small) ) || \
+	  echo "make: going on without: songs are not rendered, the excerpts that are shipped serve"
 
 $(READY): settings.ini setup.py
 	@$(call need,$(PYTHON) -c 'import venv$(comma) ensurepip',a Python ($(PYTHON)) with its venv module,python3-venv)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jinja2
 
-from sepnb import langevin, presets, separation, store, staying
+from sepnb import langevin, music, presets, separation, store, staying
 from sepnb.likelihood import accuracy, as_cross, auroc
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +39,15 @@ def fig3(name, title, paper):
     cross = as_cross(frame)
     return (f"| {title} | `sepnb reproduce {name}` | one CPU core | {minutes(name)} | {100 * accuracy(cross):.1f} % named right, AUROC {auroc(cross).min():.3f} to "
             f"{auroc(cross).max():.3f}, {info['items']} test mixes | {paper} |")
+
+
+def music_row(model, title):
+    name = f"music-musdb18-songs-{model}"
+    frame, info = stored(name)
+    longest = frame[(frame.control == "as it is") & (frame.samples == frame.samples.max())]
+    value, low, high = music.by_song(longest, music.named_right)
+    return (f"| {title} | `sepnb data songs`, `sepnb train {model} musdb18-songs all`, `sepnb reproduce {name}` | one CPU core | {minutes(name)} after training | "
+            f"{100 * value:.0f} % named right ({100 * low:.0f} to {100 * high:.0f} by song; chance 25), {info['items']} test frames, {info['training_steps']} steps | cannot discriminate (a picture, musdb18) |")
 
 
 def scores(row):
@@ -100,7 +109,7 @@ def stays(top):
 def render():
     "The README as text."
     env = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    names = dict(separation_rows=separation_rows, train=train, fig3=fig3, row=row, scores=scores, fig4=fig4, minutes=minutes, beyond_text=beyond_text, found=found, stays=stays, stored=stored,
+    names = dict(separation_rows=separation_rows, train=train, fig3=fig3, row=row, scores=scores, fig4=fig4, minutes=minutes, beyond_text=beyond_text, found=found, stays=stays, stored=stored, music=music_row,
                  langevin=langevin, wide=list(staying.LADDERS)[-1])
     return env.from_string((ROOT / "nbs" / "README.md.in").read_text()).render(**names)
 

@@ -34,8 +34,8 @@ def new_phases(x, generator=None): # (..., t) -> (..., t)
     angle[..., 0] = 0
     return torch.fft.irfft(X.abs() * torch.exp(1j * angle), x.shape[-1]).clamp(-1, 1)
 
-# %% ../nbs/25_music.ipynb #791e36f6
-MUSIC_SIZES = {"smoke": (8, (512, 1024)), "laptop": (96, (1024, 4096, 16384)), "paper": (1500, (1024, 4096, 16384))} # items, samples of each
+# %% ../nbs/25_music.ipynb #054a8cab
+MUSIC_SIZES = {"smoke": (8, (512, 1024)), "laptop": (48, (1024, 4096, 16384)), "paper": (1500, (1024, 4096, 16384))} # items, samples of each
 CONTROLS = {"as it is": lambda x: x, "levelled": levelled, "new phases": lambda x: new_phases(x, torch.Generator().manual_seed(0))}
 
 

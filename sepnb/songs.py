@@ -9,7 +9,7 @@ __all__ = ['PLAYERS', 'PROGRAMS', 'OTHER_PROGRAMS', 'SPLITS', 'ROUNDS', 'SCALES'
            'synthesiser', 'play', 'performed', 'song_name', 'Layout', 'make_songs', 'Excerpt', 'excerpts', 'songs_of',
            'Arranged', 'song_frames']
 
-# %% ../nbs/07_songs.ipynb #e259a555
+# %% ../nbs/07_songs.ipynb #6ec0c882
 import math, multiprocessing, os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .audio import RATE, resample, save
 from .frames import Frames, SourceFrames, data_home, prepared, save_song
-from .registry import DATA, Recordings
+from .registry import DATA, Recordings, Registry
 from .store import artifacts
 
 # %% ../nbs/07_songs.ipynb #174b8840
@@ -261,7 +261,7 @@ def performed(songs, # list of (split, i)
             stems = stems * gains[:, None, None]
             yield stems * 0.9 / torch.cat([stems, stems.sum(0, keepdim=True)]).abs().max()
 
-# %% ../nbs/07_songs.ipynb #b4ec2476
+# %% ../nbs/07_songs.ipynb #d186e46e
 SOURCES = ("bass", "drums", "guitar", "piano")
 SETS = {"train": ("train", {}), "valid": ("valid", {}), "test": ("test", {}),
         "test-programs": ("test", dict(other=True)), "test-font": ("test", dict(font="unheard"))}
@@ -278,9 +278,9 @@ class Layout:
     write: Callable  # (folder of the set, split, number of the song, {player: (2, t)}, its MIDI), `target` last
 
 
-LAYOUTS = {} # name -> Layout; data sets add theirs
+LAYOUTS = Registry("layout") # name -> Layout; data sets add theirs
 
-# %% ../nbs/07_songs.ipynb #0e440f2e
+# %% ../nbs/07_songs.ipynb #c53f8cba
 def _write_prepared(folder, split, i, stems, midi):
     x = torch.stack([stems[p].mean(0) for p in PLAYERS])
     save_song(_prepared_file(folder, split, i), resample(x, HZ, RATE).clamp(-1, 1), PLAYERS,
@@ -320,8 +320,7 @@ def make_songs(path=None, # not needed: songs are made, not read
 
     ValueError on an unknown layout or split, and where a layout needs a folder.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
+    target, write = LAYOUTS[layout].target, LAYOUTS[layout].write  # a ValueError where there is none
     if split is not None and split not in SETS:
         raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SETS)}")
     if out is None and layout != "sepnb":
@@ -330,10 +329,10 @@ def make_songs(path=None, # not needed: songs are made, not read
     for name in [split] if split else SETS:
         notes, how = SETS[name]
         n = SPLITS[notes] if songs is None else min(songs, SPLITS[notes])
-        missing = [i for i in range(n) if not LAYOUTS[layout].target(out, name, i).exists()]
+        missing = [i for i in range(n) if not target(out, name, i).exists()]
         played = performed([(notes, i) for i in missing], seed, workers=workers, **how) if missing else ()
         for i, stems in zip(tqdm(missing, desc=f"songs, {name}", disable=not progress, unit=" songs"), played):
-            LAYOUTS[layout].write(out, name, i, dict(zip(PLAYERS, stems)), compose(notes, i, seed, how.get("other", False)))
+            write(out, name, i, dict(zip(PLAYERS, stems)), compose(notes, i, seed, how.get("other", False)))
         found.append(dict(split=name, songs=n, made=len(missing)))
     return found
 
