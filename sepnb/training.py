@@ -347,9 +347,8 @@ def fit(model, # a Prior, trained in place
         progress:bool=True): # -> DataFrame of step, loss, lr, grad_norm
     """Trains `model`; with `run`, resumes from its checkpoint and ends with the same weights as an undisturbed run.
 
-    Raises FloatingPointError on a loss or gradient that is not finite, naming step and learning rate; the last
-    good checkpoint stays. Raises ValueError if the checkpoint in `run` belongs to another model, config, recipe or
-    `what`, and OSError where it cannot be written; the last good one stays then, too.
+    FloatingPointError on a loss or gradient that is not finite, ValueError where `run` belongs to another model, config, recipe or `what`,
+    OSError where it cannot be written; the last good checkpoint stays.
     """
     from accelerate import Accelerator
 
@@ -362,19 +361,16 @@ def fit(model, # a Prior, trained in place
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
     start, ema, rows, compiled = _begin(model, loss_fn, data, recipe, checkpoint, optimizer, what)
     objective = _Objective(model, loss_fn)
-    # accelerate wraps only where there is something to wrap; the bare model stays at hand for saving
-    objective, optimizer_ = accelerator.prepare(objective, optimizer)
+    objective, optimizer_ = accelerator.prepare(objective, optimizer)  # the bare model stays at hand for saving
     if compiled:
         objective = as_machine_code(objective)
     began = time.time()
     loader = torch.utils.data.DataLoader(_Items(data, recipe, start, rank, world), batch_size=None, num_workers=workers)
-    bar = tqdm(loader, total=recipe.steps, initial=start, disable=not (progress and accelerator.is_main_process),
-               desc=f"{type(model).__name__}", mininterval=1.0)
+    bar = tqdm(loader, total=recipe.steps, initial=start, disable=not (progress and accelerator.is_main_process), desc=f"{type(model).__name__}", mininterval=1.0)
     for step, x in enumerate(bar, start=start):
         generator = step_generator(recipe.seed, step, rank, device)
         lr = learning_rate(step, recipe)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        for group in optimizer.param_groups: group["lr"] = lr
         loss = objective(random_crop(x.to(device), recipe.frame, generator), generator)
         accelerator.backward(loss)
         norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip or math.inf)
