@@ -9,7 +9,7 @@ __all__ = ['PLAYERS', 'PROGRAMS', 'OTHER_PROGRAMS', 'SPLITS', 'ROUNDS', 'SCALES'
            'synthesiser', 'play', 'performed', 'song_name', 'Layout', 'make_songs', 'Excerpt', 'excerpts', 'songs_of',
            'Arranged', 'song_frames']
 
-# %% ../nbs/07_songs.ipynb #6ec0c882
+# %% ../nbs/07_songs.ipynb #5f227d97
 import math, multiprocessing, os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 from tqdm.auto import tqdm
 
@@ -336,7 +337,7 @@ def make_songs(path=None, # not needed: songs are made, not read
         found.append(dict(split=name, songs=n, made=len(missing)))
     return found
 
-# %% ../nbs/07_songs.ipynb #e80abf04
+# %% ../nbs/07_songs.ipynb #38bed315
 class Excerpt:
     "A few seconds of a song, read whole: as `Song`, for a FLAC file with one channel a player."
 
@@ -354,8 +355,6 @@ class Excerpt:
 
 @lru_cache(maxsize=64)
 def _read_excerpt(path): # -> (5, t), rate
-    import soundfile
-
     x, rate = soundfile.read(path, dtype="float32", always_2d=True)
     if x.shape[1] != len(PLAYERS) or rate != RATE:
         raise ValueError(f"{path.name} has {x.shape[1]} channels at {rate} Hz; expected {len(PLAYERS)} at {RATE} Hz")
