@@ -1,10 +1,12 @@
 """Data sets of music: the layouts that people have, written and read by other people's programs, and what is wrong with a copy said before any work is lost."""
+import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,3 +190,39 @@ def test_layouts_of_the_generated_songs(layout, tmp_path):
     made = songs.make_songs(out=tmp_path, layout=layout, songs=1, split="test-font", progress=False)
     again = songs.make_songs(out=tmp_path, layout=layout, songs=1, split="test-font", progress=False)
     assert (made[0]["made"], again[0]["made"]) == (1, 0)
+
+
+def test_a_full_disk_leaves_whole_songs_and_the_run_goes_on(home, monkeypatch):
+    for name in ("a song", "b song", "c song"):
+        slakh.write_stems(home / "four", "test", name, stems(0.5, songs.PLAYERS))
+    write = Path.write_bytes
+
+    def full(path, content):
+        if "b song" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"could not write .*b song.safetensors: No space left on device"):
+        slakh.prepare_slakh(home / "four", progress=False)
+    assert [p.name for p in (home / "home/slakh/test").iterdir()] == ["a song.safetensors"]
+    monkeypatch.setattr(Path, "write_bytes", write)
+    assert len(slakh.prepare_slakh(home / "four", progress=False)) == 3 and len(prepared("slakh", "test")) == 3
+
+
+def test_mixed_rates_are_named(home):
+    made = stems(0.5, songs.PLAYERS)
+    folder = slakh.write_stems(home / "four", "test", "a song", made)
+    soundfile.write(folder / "piano.wav", np.zeros(8000), 16_000)
+    with pytest.raises(ValueError, match="a song/piano.wav has a rate of 16000 Hz, the stems before it 22050 Hz"):
+        slakh.prepare_slakh(home / "four", progress=False)
+    (folder / "piano.wav").unlink()
+    with pytest.raises(ValueError, match="a song: piano.wav is missing"):
+        slakh.prepare_slakh(home / "four", progress=False)
+
+
+@needs_ffmpeg
+def test_without_ffmpeg_the_error_says_what_to_install(home):
+    musdb18.write_musdb18(home / "set", "test", "A - one", stems(0.5), hq=True)
+    done = subprocess.run([sys.executable, "-m", "sepnb.cli", "data", "musdb18", str(home / "set")], env=os.environ | {"PATH": str(home)}, capture_output=True, text=True)
+    assert done.returncode == 1 and "musdb18 needs the programs ffmpeg and ffprobe" in done.stderr and "Traceback" not in done.stderr
