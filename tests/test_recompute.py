@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 import torch
 
-from sepnb import basin, beyond, constant, langevin, likelihood, presets, pursuit, recordings, separation, smoothness, staying, store, toy, typicality
+from sepnb import basin, beyond, constant, langevin, likelihood, music, presets, pursuit, recordings, separation, smoothness, staying, store, toy, typicality
 from sepnb.evaluation import bss_eval, si_sdr, si_sdr_improvement
-from sepnb.registry import EXPERIMENTS
+from sepnb.frames import prepared
+from sepnb.registry import DATA, EXPERIMENTS
 
 PRESET, CHECK = "laptop", bool(os.environ.get("SEPNB_CHECK"))
 FOLDER = store.artifacts() / "results" / PRESET
@@ -327,3 +328,34 @@ def test_separation(row, used, request):
         then = was[one.item, one.source]
         assert abs(one.si_sdri - then) <= margin or min(one.si_sdri, then) > 60, (one, then)
     agrees(name, used, request)
+
+def songs_are_here():
+    try:
+        prepared("songs", "test"), prepared("songs", "train")
+    except FileNotFoundError:
+        pytest.skip("the generated songs are not rendered here: sepnb data songs")
+
+
+@pytest.mark.parametrize("model", ["flowavenet", "wavenet"])
+@pytest.mark.parametrize("kind", ["music", "music-unheard"])
+def test_music(kind, model, used, request):
+    songs_are_here()
+    name = f"{kind}-musdb18-songs-{model}"
+    frame, info = stored(name)
+    for row in three(frame[frame.control.isin(["as it is", "test-programs", "test-font"]) & (frame.samples < 5000)], name).itertuples():
+        data = DATA["musdb18-songs"]
+        x = data.items(row.control if row.control.startswith("test") else "test", t=row.samples)[row.item][data.sources.index(row.source)]
+        ours = presets.load_prior(model, "musdb18-songs", row.prior, preset=PRESET).log_prob(x[None]).item()
+        assert ours == pytest.approx(row.log_prob, rel=2e-3, abs=5), row
+    agrees(name, used, request)
+
+
+def test_music_mel(used, request, monkeypatch):
+    songs_are_here()
+    frame, info = stored("music-mel-musdb18-songs")
+    with monkeypatch.context() as quick:
+        quick.setattr(music, "asked", lambda preset: [("as it is", 1024)])
+        ours = music.music_mel(PRESET, "musdb18-songs")
+    was = frame[(frame.control == "as it is") & (frame.samples == 1024)]
+    assert np.allclose(ours.log_prob, was.log_prob, rtol=1e-2, atol=0.1)
+    agrees("music-mel-musdb18-songs", used, request)
