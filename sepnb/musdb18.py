@@ -6,7 +6,7 @@
 __all__ = ['SOURCES', 'STEMS', 'HELP', 'SPLITS', 'write_musdb18', 'residual', 'read_track', 'find_tracks', 'prepare_musdb18',
            'musdb18_frames', 'generated_frames']
 
-# %% ../nbs/08_musdb18.ipynb #9f4ec430
+# %% ../nbs/08_musdb18.ipynb #547fa784
 import os
 from pathlib import Path
 
@@ -15,11 +15,11 @@ import torch
 from tqdm.auto import tqdm
 
 from .audio import RATE, resample, save
-from .frames import Frames, Song, SourceFrames, data_home, prepared, save_song
+from .frames import Frames, Song, SourceFrames, data_home, prepared, same_copy, save_song
 from .registry import DATA, Recordings
-from .songs import HZ, LAYOUTS, SETS, Arranged, Layout, song_name, songs_of
+from .songs import HZ, LAYOUTS, SETS, Arranged, Layout, notes_of, song_name, songs_of
 
-# %% ../nbs/08_musdb18.ipynb #38777f9b
+# %% ../nbs/08_musdb18.ipynb #c2911d4a
 SOURCES = ("drums", "bass", "other", "vocals")
 STEMS = {"drums": ("drums",), "bass": ("bass",), "other": ("guitar", "piano"), "vocals": ("vocals",)} # of the generated set
 
@@ -41,14 +41,14 @@ def write_musdb18(root, # of the data set
                   stems, # {source: (2, t)} float in [-1, 1]
                   rate:int=HZ, # Hz
                   hq:bool=False): # WAV files, instead of one .stem.mp4 -> Path
-    "Writes one song in the layout of musdb18 or MUSDB18-HQ, whole or not at all. The mix is the sum of the stems."
+    "Writes one song in the layout of musdb18 or MUSDB18-HQ, every file whole or not at all, the mix last. The mix is the sum of the stems."
     mix = sum(stems.values())
     if (peak := mix.abs().max()) > 1:
         raise ValueError(f"the mix of {name} reaches {peak:.3g}; scale the stems so that their sum stays within [-1, 1]")
     folder = Path(root) / subset
     if hq:
         (folder / name).mkdir(parents=True, exist_ok=True)
-        for source, x in {**stems, "mixture": mix}.items():  # the mix last: where it is, the song is whole
+        for source, x in {**stems, "mixture": mix}.items():  # the mix last: a song without it is not whole, and is written again
             save(folder / name / f"{source}.wav", x, rate)
         return folder / name
     _, stempeg = _musdb()
@@ -62,9 +62,9 @@ def write_musdb18(root, # of the data set
         partial.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/08_musdb18.ipynb #3a469156
+# %% ../nbs/08_musdb18.ipynb #4301767d
 def _track(folder, split, i, hq):
-    "Where a generated song lies, and its name. Validation is part of train/ there, as in musdb18 itself."
+    "Where a generated song lies, and its name. Validation is part of train/ there, as in musdb18 itself, and all tests are in test/."
     subset = "test" if split.startswith("test") else "train"
     name = f"sepnb - {song_name(split, i)}"
     return subset, name, Path(folder) / subset / (f"{name}/mixture.wav" if hq else f"{name}.stem.mp4")
@@ -101,7 +101,7 @@ def read_track(track): # a musdb.MultiTrack -> stems (4, t), mix (t,) at 16 kHz,
     x = resample(x, round(track.rate), RATE).clamp(-1, 1)
     return x[1:], x[0], round(track.rate)
 
-# %% ../nbs/08_musdb18.ipynb #21573f5e
+# %% ../nbs/08_musdb18.ipynb #d32a6b50
 HELP = """musdb18 is not here. It may not be passed on; get it from https://sigsep.github.io/datasets/musdb.html, either musdb18 (.stem.mp4 files)
 or MUSDB18-HQ (WAV files), and then: sepnb data musdb18 PATH. A generated set in the same layout: sepnb data songs --layout musdb18 --out DIR"""
 
@@ -127,11 +127,13 @@ def prepare_musdb18(path, # of a copy of musdb18 or MUSDB18-HQ
     "Checks a copy, and keeps it mono at 16 kHz under `data_home()`. ValueError names the song that is wrong."
     found = []
     tracks = [(split, track) for split, some in find_tracks(path).items() for track in some]
+    if name in DATA and any(track.name.startswith("sepnb - ") for _, track in tracks):
+        raise ValueError(f"{Path(path).name} holds the generated songs, which are the data set musdb18-songs already; {name} is for real records")
     for split, track in tqdm(tracks, desc=name, disable=not progress, unit=" songs"):
         target = data_home() / name / split / f"{track.name}.safetensors"
         try:
             if target.exists():
-                found.append(Song(target).about["found"])
+                found.append(same_copy(Song(target).about["found"], path))
                 continue
             stems, mix, rate = read_track(track)
         except ValueError as error:
@@ -140,12 +142,12 @@ def prepare_musdb18(path, # of a copy of musdb18 or MUSDB18-HQ
             found.append(dict(song=track.name, split=split, problem=str(error)))
             continue
         silent = [s for s, x in zip(SOURCES, stems) if x.abs().max() < 1e-4]
-        about = dict(song=track.name, split=split, seconds=round(len(mix) / RATE, 1), rate=rate, residual=round(residual(stems, mix), 1), silent=silent)
+        about = dict(song=track.name, split=split, seconds=round(len(mix) / RATE, 1), rate=rate, residual=round(residual(stems, mix), 1), silent=silent, of=Path(path).resolve().name)
         save_song(target, stems, SOURCES, mix, found=about)
         found.append(about)
     return found
 
-# %% ../nbs/08_musdb18.ipynb #d238341c
+# %% ../nbs/08_musdb18.ipynb #29229837
 SPLITS = ("train", "valid", "test")
 
 
@@ -154,12 +156,14 @@ def musdb18_frames(split, t=RATE, seed=0): # -> Frames
     try:
         return Frames(prepared("musdb18", split), t, seed=seed, split=SPLITS.index(split))
     except FileNotFoundError:
+        if (data_home() / "musdb18").is_dir():
+            raise
         raise FileNotFoundError(HELP) from None
 
 
 def generated_frames(split, t=RATE, seed=0): # -> Frames
     "Frames of the generated songs, in the four stems of musdb18."
-    return Frames([Arranged(s, STEMS) for s in songs_of(split)], t, seed=seed, split=list(SETS).index(split))
+    return Frames([Arranged(s, STEMS) for s in songs_of(split)], t, seed=seed, split=notes_of(split))
 
 
 DATA["musdb18"] = Recordings(SOURCES, musdb18_frames, SourceFrames, summed=True, prepare=prepare_musdb18, made="real records (musdb18)")

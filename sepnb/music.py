@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['MUSIC_SIZES', 'CONTROLS', 'levelled', 'new_phases', 'asked', 'table_of', 'music', 'music_unheard', 'mel_bands',
-           'music_mel', 'by_song', 'named_right', 'own_auroc', 'music_table', 'music_verdicts']
+           'music_mel', 'by_song', 'named_right', 'own_auroc', 'relative_auroc', 'music_table', 'music_verdicts']
 
-# %% ../nbs/25_music.ipynb #4e3fca75
+# %% ../nbs/25_music.ipynb #65b5d8ab
 import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
 from .audio import RATE
+from .frames import PLAYS
 from .likelihood import area, as_cross, cross_log_prob, judge
 from .presets import load_bank, recipe_for
 from .registry import DATA, MODELS
@@ -34,7 +35,7 @@ def new_phases(x, generator=None): # (..., t) -> (..., t)
     angle[..., 0] = 0
     return torch.fft.irfft(X.abs() * torch.exp(1j * angle), x.shape[-1]).clamp(-1, 1)
 
-# %% ../nbs/25_music.ipynb #054a8cab
+# %% ../nbs/25_music.ipynb #3af91417
 MUSIC_SIZES = {"smoke": (8, (512, 1024)), "laptop": (48, (1024, 4096, 16384)), "paper": (1500, (1024, 4096, 16384))} # items, samples of each
 CONTROLS = {"as it is": lambda x: x, "levelled": levelled, "new phases": lambda x: new_phases(x, torch.Generator().manual_seed(0))}
 
@@ -50,10 +51,11 @@ def table_of(preset, data, scores): # scores(x (b, k, t)) -> (b, k_source, k_pri
     (n, _), names, parts = MUSIC_SIZES[preset], DATA[data].sources, []
     for control, t in tqdm(asked(preset), desc="controls"):
         items = DATA[data].items("test", t=t)
-        x = CONTROLS[control](torch.stack([items[i] for i in range(n)]))
+        x = torch.stack([items[i] for i in range(n)])
+        plays = (x.square().mean(-1).sqrt() > PLAYS).numpy()  # before the control: levelling makes rests loud
+        x = CONTROLS[control](x)
         cross = torch.cat([scores(part) for part in x.split(4)]).double()
         item, source, prior = np.meshgrid(range(n), names, names, indexing="ij")
-        plays = (x.square().mean(-1).sqrt() > 10 ** (-50 / 20)).numpy()
         parts.append(pd.DataFrame(dict(control=control, samples=t, song=item.ravel() % len(items.songs), item=item.ravel(), source=source.ravel(), prior=prior.ravel(),
                                        plays=np.repeat(plays.ravel(), len(names)), log_prob=[float(f"{v:.7g}") for v in cross.flatten().tolist()])))
     frame = pd.concat(parts, ignore_index=True)
@@ -70,7 +72,7 @@ def music(preset:str, data:str, model:str): # -> DataFrame
     frame.attrs.update(model=model, training_steps=recipe_for(model, data, preset)[1].steps)
     return frame
 
-# %% ../nbs/25_music.ipynb #c57ff4bb
+# %% ../nbs/25_music.ipynb #ffd88b85
 @experiment("music-unheard", data=DATA, model=MODELS, where=lambda data, model: "test-font" in DATA[data].splits and bool(MODELS[model].music))
 def music_unheard(preset:str, data:str, model:str): # -> DataFrame
     "Frames of the middle length, as they are, by heard instruments, other programs and another SoundFont: rows as those of `music`."
@@ -79,7 +81,7 @@ def music_unheard(preset:str, data:str, model:str): # -> DataFrame
     for split in ("test", "test-programs", "test-font"):
         items = DATA[data].items(split, t=t)
         cross = cross_log_prob(bank, items, n).double()
-        plays = items.batch(range(n)).square().mean(-1).sqrt() > 10 ** (-50 / 20)
+        plays = (items.batch(range(n)).square().mean(-1).sqrt() > PLAYS) if split == "test" else plays  # the same notes: the same sources play
         item, source, prior = np.meshgrid(range(n), names, names, indexing="ij")
         parts.append(pd.DataFrame(dict(control=split, samples=t, song=item.ravel() % len(items.songs), item=item.ravel(), source=source.ravel(), prior=prior.ravel(),
                                        plays=np.repeat(plays.numpy().ravel(), len(names)), log_prob=[float(f"{v:.7g}") for v in cross.flatten().tolist()])))
@@ -118,8 +120,8 @@ def music_mel(preset:str, data:str): # -> DataFrame
     frame.attrs.update(model="logistic regression on mean mel bands", training_frames=n * len(names))
     return frame
 
-# %% ../nbs/25_music.ipynb #0201f031
-def by_song(frame, value, draws:int=1000): # value(cross (n, k, k), plays (n, k)) -> float; -> (value, low, high)
+# %% ../nbs/25_music.ipynb #e0683632
+def by_song(frame, value, draws:int=200): # value(cross (n, k, k), plays (n, k)) -> float; -> (value, low, high)
     "A number of one control and length, and its 95 % interval over songs."
     names = list(dict.fromkeys(frame.source))
     cross = as_cross(frame, names)
@@ -143,24 +145,34 @@ def own_auroc(cross, plays): # -> mean over priors
     return float(np.mean([area(cross[plays[:, p], p, p], np.concatenate([cross[plays[:, s], s, p] for s in k if s != p])) for p in k]))
 
 
-def music_table(results, draws:int=1000): # {name: (frame, info)} -> DataFrame
+def relative_auroc(cross, plays): # -> mean over priors
+    "The same after the mean over the priors is taken from every waveform's log-likelihoods: what is left is what the priors disagree on."
+    return own_auroc(cross - cross.mean(-1, keepdim=True), plays)
+
+
+def music_table(results, draws:int=200): # {name: (frame, info)} -> DataFrame
     "Accuracy and AUROC of every model, control and length, with intervals."
     rows = []
     for name, (frame, _) in results.items():
         for (control, t), part in frame.groupby(["control", "samples"], sort=False):
-            a, r = by_song(part, named_right, draws), by_song(part, own_auroc, draws)
+            a, r, d = (by_song(part, value, draws) for value in (named_right, own_auroc, relative_auroc))
             rows.append({"model": name, "frames": control, "samples": t, "named right": f"{100 * a[0]:.0f} % ({100 * a[1]:.0f} to {100 * a[2]:.0f})",
-                         "AUROC": f"{r[0]:.2f} ({r[1]:.2f} to {r[2]:.2f})"})
+                         "AUROC": f"{r[0]:.2f} ({r[1]:.2f} to {r[2]:.2f})", "AUROC, relative": f"{d[0]:.2f} ({d[1]:.2f} to {d[2]:.2f})"})
     return pd.DataFrame(rows)
 
-# %% ../nbs/25_music.ipynb #0f8a4730
+# %% ../nbs/25_music.ipynb #4ee5c459
 def music_verdicts(results): # {model: (frame, info)} of WaveNets and flows -> DataFrame
     "The paper's two claims about musdb18 beside what our priors do on generated songs, at the longest frames. To discriminate is to name more than half of the frames right (chance: a quarter)."
     rows = []
     longest = {m: f[(f.control == "as it is") & (f.samples == f.samples.max())] for m, (f, _) in results.items()}
     right = {m: by_song(f, named_right, 200) for m, f in longest.items()}
-    rows.append(("neither prior can discriminate", "; ".join(f"{m}: {100 * v:.0f} % ({100 * a:.0f} to {100 * b:.0f})" for m, (v, a, b) in right.items()),
+    rows.append(("neither prior can discriminate (names more than half of the frames right)", "named right: " + "; ".join(f"{m}: {100 * v:.0f} % ({100 * a:.0f} to {100 * b:.0f})" for m, (v, a, b) in right.items()),
                  judge([b < 0.5 for _, _, b in right.values()])))
-    highest = {m: f.groupby("prior").log_prob.mean().idxmax() for m, f in longest.items()}
-    rows.append(("the prior of other assigns the highest likelihoods", "; ".join(f"{m}: {p}" for m, p in highest.items()), judge([p == "other" for p in highest.values()])))
+    def lead(cross, plays): # of the prior of other over the best of the rest, nats per waveform, over the sources that play
+        mean = cross[torch.from_numpy(plays)].mean(0)
+        k = list(dict.fromkeys(next(iter(longest.values())).prior)).index("other")
+        return float(mean[k] - max(v for j, v in enumerate(mean) if j != k))
+    ahead = {m: by_song(f, lead, 200) for m, f in longest.items()}
+    rows.append(("the prior of other assigns the highest likelihoods", "lead over the next prior, nats per waveform: " + "; ".join(f"{m}: {v:.0f} ({a:.0f} to {b:.0f})" for m, (v, a, b) in ahead.items()),
+                 "undecided" if all(a <= 0 <= b for _, a, b in ahead.values()) else judge([a > 0 for _, a, _ in ahead.values()])))
     return pd.DataFrame(rows, columns=["claim", "ours, on generated songs", "verdict"])

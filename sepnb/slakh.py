@@ -6,7 +6,7 @@
 __all__ = ['SPLITS', 'OMITTED', 'HELP', 'CLASSES', 'split_of', 'read_original', 'read_stems', 'find_songs', 'prepare_slakh',
            'write_slakh', 'write_stems', 'slakh_frames']
 
-# %% ../nbs/09_slakh.ipynb #e3dadb2d
+# %% ../nbs/09_slakh.ipynb #a61557c1
 import io
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .audio import RATE, Recording, resample, save
-from .frames import Frames, Song, SourceFrames, data_home, prepared, save_song
+from .frames import Frames, Song, SourceFrames, data_home, prepared, same_copy, save_song
 from .registry import DATA, Recordings
 from .songs import HZ, LAYOUTS, SOURCES, Layout, song_name
 from .store import write_whole
@@ -43,7 +43,7 @@ def split_of(number:int, redux:bool=True): # of a song -> "train", "validation",
             return None if redux and number in OMITTED else split
     raise ValueError(f"there is no Track{number:05d}; Slakh2100 has 1 to 2100")
 
-# %% ../nbs/09_slakh.ipynb #fec4dc4e
+# %% ../nbs/09_slakh.ipynb #11f0e594
 def _stem(path, rate=None): # -> (t,), rate
     try:
         sound = Recording(path)
@@ -62,7 +62,8 @@ def read_original(folder): # Track00001 -> {class: (t,)}, rate, number of stems 
     folder = Path(folder)
     try:
         stems = yaml.safe_load((folder / "metadata.yaml").read_text())["stems"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        stems = {name: about for name, about in stems.items() if isinstance(about, dict)}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder.name}/metadata.yaml cannot be read: {type(error).__name__}") from None
     out, rate, rest = {}, None, 0
     for name, about in stems.items():
@@ -92,7 +93,7 @@ def read_stems(folder): # with bass.wav and so on -> {class: (t,)}, rate, 0
         out[kind], rate = _stem(path, rate)
     return out, rate, 0
 
-# %% ../nbs/09_slakh.ipynb #d22fa36b
+# %% ../nbs/09_slakh.ipynb #7abfb69b
 HELP = """Slakh2100 is not here. Get it from http://www.slakh.com, as it is or as the four stems of multi-source diffusion models, and then:
 sepnb data slakh PATH. A generated set in the same layout: sepnb data songs --layout slakh --out DIR"""
 
@@ -118,10 +119,13 @@ def find_songs(path, redux:bool=True): # -> list of (split, folder, reader)
 def prepare_slakh(path, name:str="slakh", redux:bool=True, skip:bool=False, progress:bool=True): # -> list of dicts, one a song
     "Checks a copy, and keeps it at 16 kHz under `data_home()`. ValueError names the song that is wrong; with `skip` it is left out, and named."
     found = []
-    for split, folder, read in tqdm(find_songs(path, redux), desc=name, disable=not progress, unit=" songs"):
+    songs = find_songs(path, redux)
+    if name in DATA and any("generated:" in p.read_text() for _, folder, _ in songs[:1] if (p := folder / "metadata.yaml").exists()):
+        raise ValueError(f"{Path(path).name} holds the generated songs, which are the data set songs already; {name} is for Slakh2100 itself")
+    for split, folder, read in tqdm(songs, desc=name, disable=not progress, unit=" songs"):
         target = data_home() / name / ("valid" if split == "validation" else split) / f"{folder.name}.safetensors"
         if target.exists():
-            found.append(Song(target).about["found"])
+            found.append(same_copy(Song(target).about["found"], path))
             continue
         try:
             stems, rate, rest = read(folder)
@@ -137,7 +141,7 @@ def prepare_slakh(path, name:str="slakh", redux:bool=True, skip:bool=False, prog
         x = torch.stack([stems[k][:t] if k in stems else torch.zeros(t) for k in SOURCES])
         x = resample(x, rate, RATE)
         x = x / max(1.0, x.abs().max().item(), x.sum(0).abs().max().item())  # a sum of all stems fits, that of four may not
-        about = dict(song=folder.name, split=split, seconds=round(x.shape[1] / RATE, 1), rate=rate, other_stems=rest, silent=[k for k in SOURCES if k not in stems])
+        about = dict(song=folder.name, split=split, seconds=round(x.shape[1] / RATE, 1), rate=rate, other_stems=rest, silent=[k for k in SOURCES if k not in stems], of=Path(path).resolve().name)
         save_song(target, x.clamp(-1, 1), SOURCES, found=about)
         found.append(about)
     return found
@@ -198,12 +202,14 @@ LAYOUTS["slakh"] = Layout(lambda folder, split, i: Path(folder) / _number(split,
 LAYOUTS["slakh-stems"] = Layout(lambda folder, split, i: Path(folder) / _number(split, i)[0] / song_name(split, i) / f"{SOURCES[-1]}.wav",
                                 lambda folder, split, i, stems, midi: write_stems(folder, _number(split, i)[0], song_name(split, i), stems))
 
-# %% ../nbs/09_slakh.ipynb #5cb93c4f
+# %% ../nbs/09_slakh.ipynb #0e720fe9
 def slakh_frames(split, t=RATE, seed=0): # -> Frames
     "Frames of the user's copy. FileNotFoundError says how to get one."
     try:
         return Frames(prepared("slakh", split), t, seed=seed, split=("train", "valid", "test").index(split))
     except FileNotFoundError:
+        if (data_home() / "slakh").is_dir():
+            raise
         raise FileNotFoundError(HELP) from None
 
 

@@ -7,10 +7,10 @@ __all__ = ['PLAYERS', 'PROGRAMS', 'OTHER_PROGRAMS', 'SPLITS', 'ROUNDS', 'SCALES'
            'RIDE', 'TOMS', 'GROOVES', 'STRUMS', 'FONTS', 'HZ', 'BLOCK', 'SOURCES', 'SETS', 'LAYOUTS', 'Plan',
            'random_of', 'plan', 'drums', 'bass', 'guitar', 'melody', 'piano', 'vocals', 'compose', 'font_path',
            'synthesiser', 'play', 'performed', 'song_name', 'Layout', 'make_songs', 'Excerpt', 'excerpts', 'songs_of',
-           'Arranged', 'song_frames']
+           'notes_of', 'Arranged', 'song_frames']
 
-# %% ../nbs/07_songs.ipynb #5f227d97
-import math, multiprocessing, os
+# %% ../nbs/07_songs.ipynb #417198ef
+import math, multiprocessing, os, sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,10 +26,10 @@ from .frames import Frames, SourceFrames, data_home, prepared, save_song
 from .registry import DATA, Recordings, Registry
 from .store import artifacts
 
-# %% ../nbs/07_songs.ipynb #174b8840
+# %% ../nbs/07_songs.ipynb #ba5aa783
 PLAYERS = ("bass", "drums", "guitar", "piano", "vocals")
 PROGRAMS = dict(bass=(32, 33, 34, 36), drums=(0, 8, 16), guitar=(24, 25, 26, 27), piano=(0, 1, 4), vocals=(52, 53)) # General MIDI, from 0
-OTHER_PROGRAMS = dict(bass=(35, 37, 39), drums=(24, 32, 40), guitar=(28, 29, 30), piano=(2, 3, 5), vocals=(54, 85)) # not in training
+OTHER_PROGRAMS = dict(bass=(35, 37, 39), drums=(24, 32, 40), guitar=(28, 29, 30), piano=(2, 5), vocals=(54, 85)) # not in training
 SPLITS = dict(train=100, valid=16, test=24) # songs
 ROUNDS = ((0, 4, 5, 3), (0, 5, 3, 4), (5, 3, 0, 4), (0, 3, 4, 3), (0, 2, 3, 4), (1, 4, 0, 5), (0, 0, 3, 4)) # degrees of the scale
 SCALES = dict(major=(0, 2, 4, 5, 7, 9, 11), minor=(0, 2, 3, 5, 7, 8, 10))
@@ -186,9 +186,8 @@ def compose(split:str, i:int, seed:int=0, other:bool=False): # -> pretty_midi.Pr
         song.instruments.append(part)
     return song
 
-# %% ../nbs/07_songs.ipynb #51e0bc50
-FONTS = dict(general=("/usr/share/sounds/sf3/MuseScore_General_Lite.sf3", "/usr/share/sounds/sf3/MuseScore_General.sf3", "/usr/share/sounds/sf3/default-GM.sf3"),
-             unheard=("TimGM6mb.sf2",)) # the first that is there
+# %% ../nbs/07_songs.ipynb #eeb95379
+FONTS = dict(general=("/usr/share/sounds/sf3/MuseScore_General_Lite.sf3",), unheard=("TimGM6mb.sf2",)) # where they may lie
 HZ, BLOCK = 44_100, 64  # rate and block of the synthesiser
 
 
@@ -202,7 +201,8 @@ def font_path(name:str): # "general" or "unheard" -> str
         path = Path(pretty_midi.__file__).parent / path  # an absolute path stays as it is
         if path.exists():
             return str(path)
-    raise FileNotFoundError(f"the SoundFont {Path(FONTS[name][0]).name} is missing; install it (Debian: apt-get install musescore-general-soundfont-small)")
+    how = "pip install pretty_midi, which has it" if name == "unheard" else "Debian: apt-get install musescore-general-soundfont-small"
+    raise FileNotFoundError(f"the SoundFont {Path(FONTS[name][0]).name} is missing; install it ({how})")
 
 
 def synthesiser(font): # name of a SoundFont -> (fluidsynth.Synth, id of the font)
@@ -216,10 +216,10 @@ def synthesiser(font): # name of a SoundFont -> (fluidsynth.Synth, id of the fon
     synth.setting("synth.chorus.active", 0)
     return synth, synth.sfload(font_path(font))
 
-# %% ../nbs/07_songs.ipynb #7626d02e
+# %% ../nbs/07_songs.ipynb #618095cf
 def play(part, # pretty_midi.Instrument
          seconds:float, # at least; the last notes ring out
-         synth, font): # of `synthesiser` -> (2, t) float32 at 44.1 kHz
+         synth, font): # of `synthesiser` -> (2, t) float32 array at 44.1 kHz
     "One part, played. Notes begin at blocks of 64 samples."
     channel = 9 if part.is_drum else 0
     synth.program_select(channel, font, 128 if part.is_drum else 0, part.program)
@@ -232,16 +232,17 @@ def play(part, # pretty_midi.Instrument
             done = when
         if pitch is not None:
             synth.noteon(channel, pitch, velocity) if on else synth.noteoff(channel, pitch)
-    return torch.from_numpy(np.concatenate(blocks).astype(np.float32).reshape(-1, 2).T.copy()) / 32768
+    # numpy throughout: FluidSynth starts OpenMP in the parent, and a parallel operation of torch in a forked copy would wait for its threads for ever
+    return np.concatenate(blocks).astype(np.float32).reshape(-1, 2).T / np.float32(32768)
 
-# %% ../nbs/07_songs.ipynb #adf125d0
+# %% ../nbs/07_songs.ipynb #a63d512e
 _READY = {}  # SoundFont -> a synthesiser that has loaded it and has not played yet
 
 
 def _part(task): # (split, song, seed, other, font, number of the part), in a process of its own -> (2, t) array: a tensor would need that process
     split, i, seed, other, font, k = task
     midi = compose(split, i, seed, other)
-    return play(midi.instruments[k], midi.get_end_time() + 1.5, *_READY[font]).numpy()
+    return play(midi.instruments[k], midi.get_end_time() + 1.5, *_READY[font])
 
 
 def performed(songs, # list of (split, i)
@@ -337,7 +338,7 @@ def make_songs(path=None, # not needed: songs are made, not read
         found.append(dict(split=name, songs=n, made=len(missing)))
     return found
 
-# %% ../nbs/07_songs.ipynb #38bed315
+# %% ../nbs/07_songs.ipynb #9105c1a0
 class Excerpt:
     "A few seconds of a song, read whole: as `Song`, for a FLAC file with one channel a player."
 
@@ -373,9 +374,15 @@ def songs_of(split:str): # -> list of `Song`, else of `Excerpt`
     try:
         return prepared("songs", split)
     except FileNotFoundError:
+        print(f"songs, {split}: not rendered here (sepnb data songs), so the excerpts that are shipped serve", file=sys.stderr)
         return excerpts(split)
 
-# %% ../nbs/07_songs.ipynb #6d371064
+# %% ../nbs/07_songs.ipynb #eef037ab
+def notes_of(split): # -> number
+    "Which notes a split has: the three test sets share theirs, and so the places where frames begin."
+    return list(SPLITS).index(SETS[split][0])
+
+
 class Arranged:
     "A song with other sources: each is a sum of players."
 
@@ -393,7 +400,7 @@ class Arranged:
 
 def song_frames(split, t=RATE, seed=0): # -> Frames
     "Frames of bass, drums, guitar and piano."
-    return Frames([Arranged(s, {p: (p,) for p in SOURCES}) for s in songs_of(split)], t, seed=seed, split=list(SETS).index(split))
+    return Frames([Arranged(s, {p: (p,) for p in SOURCES}) for s in songs_of(split)], t, seed=seed, split=notes_of(split))
 
 
 DATA["songs"] = Recordings(SOURCES, song_frames, SourceFrames, summed=True, splits=tuple(SETS), prepare=make_songs, made="generated songs (composed by a program, played by sampled instruments)")

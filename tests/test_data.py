@@ -121,10 +121,18 @@ def test_slakh_in_both_layouts(home):
     mix, parts = soundfile.read(folder / "mix.flac")[0], [soundfile.read(folder / f"stems/S0{k}.flac")[0] for k in range(5)]
     assert np.abs(mix - sum(parts)).max() < 2e-4
     slakh.write_stems(home / "four", "train", "Track00001", made)
-    for name, root in (("slakh", "orig"), ("slakh-stems", "four")):
+    for name, root in (("slakh-orig", "orig"), ("slakh-stems", "four")):
         assert slakh.prepare_slakh(home / root, name, progress=False)[0]["silent"] == []
-    a, b = (prepared(n, "train")[0][:][:, 100:15_000] for n in ("slakh", "slakh-stems"))
+    a, b = (prepared(n, "train")[0][:][:, 100:15_000] for n in ("slakh-orig", "slakh-stems"))
     assert 10 * torch.log10((a - b).square().sum() / a.square().sum()) < -30
+    with pytest.raises(ValueError, match="orig holds the generated songs"):
+        slakh.prepare_slakh(home / "orig", progress=False)
+    slakh.write_stems(home / "other", "train", "Track00001", made)
+    with pytest.raises(ValueError, match="Track00001 was prepared from four, not from other"):
+        slakh.prepare_slakh(home / "other", "slakh-stems", progress=False)
+    (folder / "metadata.yaml").write_text("stems:")
+    with pytest.raises(ValueError, match="Track00001/metadata.yaml cannot be read"):
+        slakh.prepare_slakh(home / "orig", "again", progress=False)
     (folder / "metadata.yaml").write_text("stems: [")
     with pytest.raises(ValueError, match="Track00001/metadata.yaml cannot be read"):
         slakh.prepare_slakh(home / "orig", "again", progress=False)
@@ -167,7 +175,8 @@ def test_without_fluidsynth_the_error_says_what_to_install(monkeypatch, home):
 @needs_synth
 def test_a_killed_rendering_goes_on_and_renders_the_same(tmp_path):
     command = [sys.executable, "-m", "sepnb.cli", "data", "songs", "--split", "valid", "--songs", "3"]
-    env = os.environ | {"SEPNB_DATA": str(tmp_path / "killed")}
+    usual = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}  # as a user has it: a forked copy must not wait for threads it does not have
+    env = usual | {"SEPNB_DATA": str(tmp_path / "killed")}
     process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     folder = tmp_path / "killed/songs/valid"
     for _ in range(600):
@@ -176,8 +185,8 @@ def test_a_killed_rendering_goes_on_and_renders_the_same(tmp_path):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    subprocess.run(command, env=env, check=True, capture_output=True)
-    subprocess.run(command, env=os.environ | {"SEPNB_DATA": str(tmp_path / "whole")}, check=True, capture_output=True)
+    subprocess.run(command, env=env, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, env=usual | {"SEPNB_DATA": str(tmp_path / "whole")}, check=True, capture_output=True, timeout=120)
     for i in range(3):
         a, b = (Song(tmp_path / w / f"songs/valid/valid-{i:03d}.safetensors") for w in ("killed", "whole"))
         assert torch.equal(a[:], b[:]), "the same song every time"
