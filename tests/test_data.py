@@ -88,6 +88,8 @@ def test_musdb_itself_opens_the_generated_set(hq, home):
 
 @needs_ffmpeg
 def test_a_damaged_musdb18_says_what_is_wrong(home):
+    with pytest.raises(FileNotFoundError, match="musdb18 is not here"):
+        DATA["musdb18"].items("train")
     made = stems(1.0)
     for name in ("A - one", "B - two"):
         musdb18.write_musdb18(home / "set", "test", name, made, hq=True)
@@ -108,7 +110,7 @@ def test_a_damaged_musdb18_says_what_is_wrong(home):
     assert [("problem" in f) for f in found] == [False, True] and len(prepared("musdb18", "test")) == 1
     with pytest.raises(FileNotFoundError, match="no copy of musdb18"):
         musdb18.prepare_musdb18(home, progress=False)
-    with pytest.raises(FileNotFoundError, match="musdb18 is not here"):
+    with pytest.raises(FileNotFoundError, match="no prepared songs of 'musdb18', split 'train'"):  # that copy has no train/
         DATA["musdb18"].items("train")
 
 
