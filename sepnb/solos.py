@@ -62,7 +62,7 @@ class PatchNet(nn.Module):
         y = self.last(h).float().view(b, -1, 4, 2, f // 4, x.shape[-1] // 2)
         return y.permute(0, 1, 4, 2, 5, 3).reshape(b, -1, f, x.shape[-1])[..., :t]
 
-# %% ../nbs/51_solos.ipynb #df5a4933
+# %% ../nbs/51_solos.ipynb #e5db0326
 @dataclass(frozen=True)
 class SoloConfig:
     "Window in samples, width and depth of the network, clips of foreign sounds (0: white noise alone); levels of white noise, and of the source, relative to it."
@@ -97,6 +97,11 @@ class Solo(ScorePrior):
         y = self.net(torch.stack([level, where, noise], 1))[:, 0]
         return torch.cat([y, y[:, -1:]], 1)  # the highest frequency is as the one below
 
+    @staticmethod
+    def evidence(bank, X): # PriorBank of these, (b, f, t) complex -> (b, k, f, t)
+        "The log-odds of each class, every network by itself."
+        return torch.stack([p.log_odds(X) for p in bank.priors], 1)
+
     def _denoise(self, x, sigma):
         X = stft(x, self.config.window)
         relative = sigma / x.square().mean(1).sqrt().clamp_min(1e-6)
@@ -118,13 +123,15 @@ def equaliser(n, bins, generator=None, spread=4.0, points=8): # -> (n, bins, 1)
     db = F.interpolate(spread * torch.randn(n, 1, points, generator=generator), bins, mode="linear", align_corners=True)
     return 10 ** (db / 20).transpose(1, 2)
 
-# %% ../nbs/51_solos.ipynb #55b3b6d3
-def augmented(x, window, generator=None): # (b, t) -> (b, window / 2 + 1, frames) complex, of level 1 or silent
+# %% ../nbs/51_solos.ipynb #b7612168
+def augmented(x, window, generator=None, own_level=True): # (b, t) -> (b, window / 2 + 1, frames) complex, of level 1 unless it is to keep its own
     "The spectrum of a source, made more than it was: speed within three semitones for half of the items, an equaliser, silence for 6 %."
     draw = lambda: torch.rand(len(x), generator=generator).to(x.device)
     shift = torch.where(draw() < 0.5, (2 * draw() - 1) * 3 / 12, 0)
     x = respeed(x, 2**shift)
-    x = x / (x.square().mean(1, keepdim=True).sqrt() + 1e-3) * (draw() > 0.06)[:, None]
+    if own_level:
+        x = x / (x.square().mean(1, keepdim=True).sqrt() + 1e-3)
+    x = x * (draw() > 0.06)[:, None]
     return stft(x, window) * equaliser(len(x), window // 2 + 1, generator).to(x.device)
 
 
