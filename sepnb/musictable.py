@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SONG_ROWS', 'TESTS', 'SONGS', 'CHOSEN_ON', 'SEEDS', 'SongRow', 'chosen', 'separate_songs']
 
-# %% ../nbs/55_musictable.ipynb #02c8b799
+# %% ../nbs/55_musictable.ipynb #2d9cfe77
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -16,14 +17,14 @@ import torch
 from tqdm.auto import tqdm
 
 from .evaluation import bss_eval, ideal_ratio_mask
-from .experts import Experts, by_song, chunk_scores, in_pieces, load_experts, masked, weighed
+from .experts import Experts, by_song, chunk_scores, load_experts, masked, weighed, whole
 from .pairs import load_paired
 from .presets import load_bank, training_table
 from .registry import DATA, Registry, preset_name
 from .samplers import coordinate, dirac, falling, projection
 from .store import artifacts, experiment, result
 
-# %% ../nbs/55_musictable.ipynb #ae065c80
+# %% ../nbs/55_musictable.ipynb #1d6c6fb1
 @dataclass(frozen=True)
 class SongRow:
     "A row of the table of music."
@@ -36,35 +37,41 @@ class SongRow:
     evaluations: int = 1 # of each network a piece
 
 
+def _itself(mix, sources, priors, generator):
+    return mix.expand(len(sources), -1)
+
+
+def _oracle(mix, sources, priors, generator):
+    return ideal_ratio_mask(sources, mix, 2048, 512)
+
+
 def _product(mix, sources, priors, generator): # the masks of Experts
-    return in_pieces(mix, lambda x: masked(x, priors.masks, next(iter(priors.banks.values())).priors[0].config.window))
+    return whole(mix, lambda x: masked(x, priors.masks, next(iter(priors.banks.values())).priors[0].config.window))
 
 
 def _alone(mix, sources, bank, generator): # every network by itself, without competition
-    return in_pieces(mix, lambda x: torch.stack([p.denoise(x[None], p.config.low * x.square().mean().sqrt().item())[0] for p in bank.priors]))
+    return whole(mix, lambda x: torch.stack([p.denoise(x[None], p.config.low * x.square().mean().sqrt().item())[0] for p in bank.priors]))
 
 
 def _paired(mix, sources, net, generator):
-    return in_pieces(mix, lambda x: masked(x, lambda X: net.evidence(X).softmax(1), net.config.window))
+    return whole(mix, lambda x: masked(x, lambda X: net.evidence(X).softmax(1), net.config.window))
 
 
-def _sampled(sampler, sigmas): # -> run, with levels relative to the root mean square of the mix
-    def run(mix, sources, bank, generator):
-        level = mix.square().mean().sqrt().item()
-        return in_pieces(mix, lambda x: sampler(x[None] / len(bank.names), bank, tuple(level * s for s in sigmas), generator=generator)[0])
-    return run
+def _sampled(mix, sources, bank, generator, sampler, sigmas): # levels relative to the root mean square of the mix
+    level = mix.square().mean().sqrt().item()
+    return whole(mix, lambda x: sampler(x[None] / len(bank.names), bank, tuple(level * s for s in sigmas), generator=generator)[0])
 
-# %% ../nbs/55_musictable.ipynb #1411ba34
+# %% ../nbs/55_musictable.ipynb #05c5c9c2
 SONG_ROWS = Registry("row of the table of music")
 SONG_ROWS |= {
-    "mix": SongRow("the mix itself", lambda mix, sources, *_: mix.expand(len(sources), -1), kind="oracle", evaluations=0),
-    "mask": SongRow("ideal ratio mask", lambda mix, sources, *_: ideal_ratio_mask(sources, mix, 2048, 512), kind="oracle", evaluations=0),
-    "dictionary": SongRow("dictionaries (NMF)", _product, ("dictionary",)),
-    "coordinate-noise": SongRow("coordinate denoising, white noise alone", _sampled(coordinate, falling(2, 0.02, 8)), ("solo-noise",), evaluations=8),
-    "projection-noise": SongRow("projected diffusion, white noise alone", _sampled(projection, falling(2, 0.01, 30)), ("solo-noise",), evaluations=30),
-    "dirac-noise": SongRow("Dirac diffusion, white noise alone", _sampled(dirac, falling(2, 0.01, 30)), ("solo-noise",), evaluations=30),
+    "mix": SongRow("the mix itself", _itself, kind="oracle", evaluations=0),
+    "mask": SongRow("ideal ratio mask", _oracle, kind="oracle", evaluations=0),
+    "dictionary": SongRow("dictionaries (NMF)", _product, ("dictionary",), weights=True),
+    "coordinate-noise": SongRow("coordinate denoising, white noise alone", partial(_sampled, sampler=coordinate, sigmas=falling(2, 0.02, 8)), ("solo-noise",), evaluations=8),
+    "projection-noise": SongRow("projected diffusion, white noise alone", partial(_sampled, sampler=projection, sigmas=falling(2, 0.01, 30)), ("solo-noise",), evaluations=30),
+    "dirac-noise": SongRow("Dirac diffusion, white noise alone", partial(_sampled, sampler=dirac, sigmas=falling(2, 0.01, 30)), ("solo-noise",), evaluations=30),
     "noise": SongRow("denoisers of white noise, shared", _product, ("solo-noise",), weights=True),
-    "coordinate": SongRow("coordinate denoising, foreign sounds", _sampled(coordinate, falling(0.5, 0.02, 4)), ("solo",), evaluations=4),
+    "coordinate": SongRow("coordinate denoising, foreign sounds", partial(_sampled, sampler=coordinate, sigmas=falling(0.5, 0.02, 4)), ("solo",), evaluations=4),
     "alone": SongRow("denoisers of foreign sounds, each by itself", _alone, ("solo",)),
     "solo": SongRow("denoisers of foreign sounds, shared", _product, ("solo",), seeds=3, weights=True),
     "experts": SongRow("denoisers and dictionaries, multiplied", _product, ("solo", "dictionary"), seeds=3, weights=True),

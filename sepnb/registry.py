@@ -119,6 +119,10 @@ class Experiments(Registry):
     def knows(self, name):
         return super().knows(name) or name in self.families
 
+    def members(self, family): # -> names of a family's experiments, none where there is no such family
+        known = self.everything()
+        return [n for n, f in known.items() if family in self.families and getattr(f, "func", None) is self.families[family][0]]
+
     def _with_others(self, registry, name): # -> what is registered under a name, and what that says it depends on
         thing = registry[name]
         return [thing, *(other for n in getattr(thing, "depends", ()) for other in self._with_others(registry, n))]
