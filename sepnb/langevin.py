@@ -11,6 +11,7 @@ __all__ = ['CHAINS', 'DOWN', 'ALONE', 'ANNEALED', 'TEST_SEED', 'METHODS', 'RULES
 # %% ../nbs/31_langevin.ipynb #22ef297f
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -311,9 +312,14 @@ def langevin_choice(preset):
     return stored(pd.DataFrame(rows), split="valid", seed=0, **size)
 
 
+@lru_cache
+def _choice_now(preset):
+    return langevin_choice(preset)
+
+
 def chosen_eta(name, preset): # -> float
     "The step size of a method: the best on validation mixes among those with the fewest diverged runs."
-    tried = langevin_choice(preset) if preset == "smoke" else result("langevin-choice", preset)[0]
+    tried = _choice_now(preset) if preset == "smoke" else result("langevin-choice", preset)[0]
     tried = tried[tried.method == (METHODS[name].like or name)]
     return float(tried.sort_values(["diverged", "improvement"], ascending=[True, False]).eta.iloc[0])
 

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from .registry import DATA, MODELS, PRESET_NAMES, discover, preset_name
-from .store import artifacts, check_label, load_tensors, load_weights, packaged, provenance, save_weights
+from .store import artifacts, check_label, load_tensors, load_weights, packaged, provenance, save_weights, songs_read
 from .training import PriorBank, fine, fit
 
 # %% ../nbs/19_presets.ipynb #7f7eaa8f
@@ -92,12 +92,14 @@ def train(model:str, data:str, source:str, preset=None, run=None, progress=True,
     """
     preset = preset_name(preset)
     config, recipe = recipe_for(model, data, preset, sigma, seed)
-    items = source_data(data, source, "train", max(recipe.frame, 16_000))
+    with songs_read() as songs:
+        items = source_data(data, source, "train", max(recipe.frame, 16_000))
+    what = dict(data=data, source=source, **dict(songs=songs) if songs else {})
     path = weights_path(model, data, source, preset, sigma, seed)
     prior, start = new_prior(model, data, source, preset, sigma, seed), time.time()
     steps, final_loss = prior.learn(items, recipe, run=run or Path("runs") / preset / data / path.stem, progress=progress, workers=workers,
-                                    what=dict(data=data, source=source))
-    save_weights(prior, path, prior.stored, preset=preset, data=data, source=source, recipe=asdict(recipe), steps=steps,
+                                    what=what)
+    save_weights(prior, path, prior.stored, preset=preset, **what, recipe=asdict(recipe), steps=steps,
                  seconds=round(time.time() - start), final_loss=final_loss, **provenance(partial(fit, prior.objective(recipe), type(prior))))
     return path
 

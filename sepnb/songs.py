@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .audio import RATE, resample, save
 from .frames import Frames, SourceFrames, data_home, prepared, save_song
 from .registry import DATA, Recordings, Registry
-from .store import artifacts
+from .store import artifacts, note_songs
 
 # %% ../nbs/07_songs.ipynb #ba5aa783
 PLAYERS = ("bass", "drums", "guitar", "piano", "vocals")
@@ -177,9 +177,9 @@ def compose(split:str, i:int, seed:int=0, other:bool=False): # -> pretty_midi.Pr
 
     p = plan(split, i, seed, other)
     song, beat = pretty_midi.PrettyMIDI(initial_tempo=p.tempo), 60 / p.tempo
-    for number, (name, play) in enumerate(dict(bass=bass, drums=drums, guitar=guitar, piano=piano, vocals=vocals).items(), start=1):
+    for number, (name, player) in enumerate(dict(bass=bass, drums=drums, guitar=guitar, piano=piano, vocals=vocals).items(), start=1):
         rng, part = random_of(seed, split, i, number), pretty_midi.Instrument(p.programs[name], name == "drums", name)
-        for at, length, pitch, velocity in play(p, [b for b in range(p.bars) if name in p.playing[b // 4]], rng):
+        for at, length, pitch, velocity in player(p, [b for b in range(p.bars) if name in p.playing[b // 4]], rng):
             start = max(0.0, at * beat + 0.008 * rng.standard_normal())
             velocity = int(np.clip(velocity + 6 * rng.standard_normal(), 20, 127))
             part.notes.append(pretty_midi.Note(velocity, int(pitch), start, start + max(0.05, length * beat)))
@@ -187,7 +187,7 @@ def compose(split:str, i:int, seed:int=0, other:bool=False): # -> pretty_midi.Pr
     return song
 
 # %% ../nbs/07_songs.ipynb #eeb95379
-FONTS = dict(general=("/usr/share/sounds/sf3/MuseScore_General_Lite.sf3",), unheard=("TimGM6mb.sf2",)) # where they may lie
+FONTS = dict(general="/usr/share/sounds/sf3/MuseScore_General_Lite.sf3", unheard="TimGM6mb.sf2") # where they lie: a path, or a name within pretty_midi
 HZ, BLOCK = 44_100, 64  # rate and block of the synthesiser
 
 
@@ -197,12 +197,11 @@ def font_path(name:str): # "general" or "unheard" -> str
         raise ValueError(f"unknown SoundFont {name!r}; expected one of {', '.join(FONTS)}")
     import pretty_midi
 
-    for path in FONTS[name]:
-        path = Path(pretty_midi.__file__).parent / path  # an absolute path stays as it is
-        if path.exists():
-            return str(path)
+    path = Path(pretty_midi.__file__).parent / FONTS[name]  # an absolute path stays as it is
+    if path.exists():
+        return str(path)
     how = "pip install pretty_midi, which has it" if name == "unheard" else "Debian: apt-get install musescore-general-soundfont-small"
-    raise FileNotFoundError(f"the SoundFont {Path(FONTS[name][0]).name} is missing; install it ({how})")
+    raise FileNotFoundError(f"the SoundFont {path.name} is missing; install it ({how})")
 
 
 def synthesiser(font): # name of a SoundFont -> (fluidsynth.Synth, id of the font)
@@ -283,9 +282,12 @@ class Layout:
 LAYOUTS = Registry("layout") # name -> Layout; data sets add theirs
 
 # %% ../nbs/07_songs.ipynb #c53f8cba
+def _mono(stems): # {player: (2, t)} at 44.1 kHz -> (k, t) at 16 kHz, in the order of `PLAYERS`
+    return resample(torch.stack([stems[p].mean(0) for p in PLAYERS]), HZ, RATE).clamp(-1, 1)
+
+
 def _write_prepared(folder, split, i, stems, midi):
-    x = torch.stack([stems[p].mean(0) for p in PLAYERS])
-    save_song(_prepared_file(folder, split, i), resample(x, HZ, RATE).clamp(-1, 1), PLAYERS,
+    save_song(_prepared_file(folder, split, i), _mono(stems), PLAYERS,
               made="composed by a program, played by sampled instruments", programs={part.name: part.program for part in midi.instruments})
 
 
@@ -302,11 +304,10 @@ def _excerpt_file(folder, split, i):
 
 def _write_excerpt(folder, split, i, stems, midi, seconds=5.0):
     "The seconds around the moment from which on everyone plays, one channel a player."
-    x = resample(torch.stack([stems[p].mean(0) for p in PLAYERS]), HZ, RATE).clamp(-1, 1)
     last = 16 * 60 / midi.get_tempo_changes()[1][0]  # four bars
     Path(folder).mkdir(parents=True, exist_ok=True)
     start = int(max(0.0, midi.get_end_time() - last - 0.3 * seconds) * RATE)
-    save(_excerpt_file(folder, split, i), x[:, start : start + int(seconds * RATE)], RATE)
+    save(_excerpt_file(folder, split, i), _mono(stems)[:, start : start + int(seconds * RATE)], RATE)
 
 
 LAYOUTS["excerpt"] = Layout(_excerpt_file, _write_excerpt)
@@ -366,7 +367,9 @@ def excerpts(split:str): # -> list of `Excerpt`
     "The songs that are shipped."
     if split not in SETS:
         raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SETS)}")
-    return [Excerpt(p) for p in sorted((artifacts() / "excerpts" / "songs").glob(f"{split}-[0-9]*.flac"))]
+    found = [Excerpt(p) for p in sorted((artifacts() / "excerpts" / "songs").glob(f"{split}-[0-9]*.flac"))]
+    note_songs(f"songs, {split}", "shipped excerpts", found)
+    return found
 
 
 def songs_of(split:str): # -> list of `Song`, else of `Excerpt`

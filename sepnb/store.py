@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNHASHED', 'write_whole', 'save_tensors', 'load_tensors', 'artifacts', 'packaged', 'save_weights', 'fill',
-           'load_weights', 'code_of', 'code_hash', 'file_hash', 'provenance', 'weights_used', 'check_label',
-           'experiment', 'reproduce', 'code_now', 'changed', 'result']
+           'load_weights', 'code_of', 'code_hash', 'file_hash', 'provenance', 'weights_used', 'songs_read',
+           'note_songs', 'check_label', 'experiment', 'reproduce', 'code_now', 'changed', 'result']
 
 # %% ../nbs/03_store.ipynb #be331c06
 import ast, hashlib, importlib, inspect, json, os, platform, subprocess, sys, textwrap, time
@@ -195,18 +195,36 @@ def provenance(f=None): # what computed it -> dict
 
 # %% ../nbs/03_store.ipynb #6e8e5e88
 _USED = ContextVar("used", default=None)  # the weights that the experiment that runs now has loaded
+_READ = ContextVar("read", default=None)  # the songs that it, or a training, has read
 
 
 @contextmanager
-def weights_used(): # -> dict of path under artifacts/weights -> steps, seed and hash of every file that is loaded meanwhile
-    used = {}
-    token = _USED.set(used)
+def _noted_in(var): # -> dict, filled meanwhile
+    seen = {}
+    token = var.set(seen)
     try:
-        yield used
+        yield seen
     finally:
-        _USED.reset(token)
+        var.reset(token)
 
 
+def weights_used(): # -> dict of path under artifacts/weights -> steps, seed and hash of every file that is loaded meanwhile
+    return _noted_in(_USED)
+
+
+def songs_read(): # -> dict of "data set, split" -> how many songs of which kind, and seconds, of every split that is read meanwhile
+    return _noted_in(_READ)
+
+
+def note_songs(which:str, # "data set, split"
+               kind:str, # what sort of songs they are
+               songs): # each with `samples` and `rate`
+    "Notes for `songs_read` which songs there were."
+    read = _READ.get()
+    if read is not None:
+        read[which] = f"{kind}: {len(songs)}, {sum(s.samples / s.rate for s in songs):.0f} s in all"
+
+# %% ../nbs/03_store.ipynb #a13c743c
 def check_label(meta, # the header of a file of weights
                 path, **asked): # what it must hold: data, source, preset, sigma, seed
     "Raises ValueError if a file of weights holds anything but what its name says; notes that it was used."
@@ -248,13 +266,13 @@ def reproduce(name:str, preset=None): # -> DataFrame
     preset, start, f = preset_name(preset), time.time(), EXPERIMENTS[name]
     code_hash(partial(f, *(m.kind for m in MODELS.values())))  # reads the sources now: they may be edited while it runs
     where = provenance()
-    with weights_used() as used:
+    with weights_used() as used, songs_read() as songs:
         frame = f(preset)
     folder = artifacts() / "results" / preset
     write_whole(folder / f"{name}.csv", frame.to_csv(index=False).encode())
     info = dict(name=name, preset=preset, seconds=round(time.time() - start, 1), made=time.strftime("%Y-%m-%d", time.gmtime()),
                 **{"seed": 0, "steps": None, **frame.attrs}, module=inspect.unwrap(getattr(f, "func", f)).__module__, **where,
-                code=code_hash(_with_models(f, used)), weights=used)
+                code=code_hash(_with_models(f, used)), weights=used, **dict(songs=songs) if songs else {})
     write_whole(folder / f"{name}.json", (json.dumps(info, indent=1) + "\n").encode())
     return frame
 
@@ -281,13 +299,19 @@ def changed(info): # provenance of a stored result -> list of what is no longer 
     return out
 
 # %% ../nbs/03_store.ipynb #0e612107
+_ANEW = {}  # (name, folder of the artifacts) -> table at the smoke preset, computed in this process
+
+
 def result(name:str, preset=None): # -> (DataFrame, provenance dict)
-    """A stored result. Without a preset, that of the largest preset there is; under SEPNB_PRESET=smoke it is computed anew.
+    """A stored result. Without a preset, that of the largest preset there is; under SEPNB_PRESET=smoke it is computed anew, once in a process.
 
     Says where its code or its weights have changed since. FileNotFoundError names the command that computes a missing one.
     """
     if preset is None and os.environ.get("SEPNB_PRESET") == "smoke":
-        frame = EXPERIMENTS[name]("smoke")
+        key = (name, artifacts())
+        if key not in _ANEW:
+            _ANEW[key] = EXPERIMENTS[name]("smoke")
+        frame = _ANEW[key].copy()
         return frame, dict(name=name, preset="smoke", **frame.attrs)
     for p in [preset_name(preset)] if preset else reversed(PRESET_NAMES):
         path = artifacts() / "results" / p / f"{name}.csv"

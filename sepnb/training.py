@@ -41,7 +41,7 @@ def _there_and_back(method):
         return _moved(method(self, *_moved(args, there), **_moved(kwargs, there)), home)
     return call
 
-
+# %% ../nbs/10_training.ipynb #1de5e51c
 class Prior(nn.Module):
     "What every generative model of waveforms here offers. Subclasses take one frozen config dataclass."
     bounded = False     # whether waveforms must lie in [-1, 1]
@@ -258,12 +258,13 @@ def _run(model, recipe, what): # -> dict, as JSON gives it back
 
 
 def _checkpoint(path, model, optimizer, ema, step, recipe, rows, what, compiled):
-    "Everything that resuming needs, in one file."
+    "Everything that resuming needs, in one file, and the metrics beside it."
     tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"ema/{k}": v for k, v in (ema or {}).items()}
     for name, p in model.named_parameters():
         tensors |= {f"adam/{k}/{name}": v for k, v in optimizer.state.get(p, {}).items()}
     save_tensors(path, tensors, {**_run(model, recipe, what), "step": step, "rows": rows, "compiled": compiled})
+    write_whole(path.with_name("metrics.csv"), pd.DataFrame(rows).to_csv(index=False).encode())
 
 # %% ../nbs/10_training.ipynb #97d24bfa
 def _resume(path, model, optimizer, recipe, what):
@@ -287,7 +288,7 @@ def _resume(path, model, optimizer, recipe, what):
             optimizer.state[p] = {k: v[name] if k == "step" else v[name].to(p.device) for k, v in moments.items()}
     return meta["step"], part("ema/"), meta["rows"], meta.get("compiled", False)
 
-
+# %% ../nbs/10_training.ipynb #5828f5e5
 class _Items(torch.utils.data.Dataset):
     "The batches of steps `start ..` as a map-style data set, so that worker processes can prepare them."
 
@@ -303,7 +304,22 @@ class _Items(torch.utils.data.Dataset):
         together = getattr(self.data, "__getitems__", None)  # torch's own name for "several items in one call"
         return torch.stack(together(mine) if together else [self.data[j] for j in mine])
 
+
+def _batches(data, recipe, start, accelerator, workers): # -> iterable of (b, t), one a step
+    items = _Items(data, recipe, start, accelerator.process_index, accelerator.num_processes)
+    return torch.utils.data.DataLoader(items, batch_size=None, num_workers=workers)
+
 # %% ../nbs/10_training.ipynb #5491c636
+def _accelerator(recipe): # -> Accelerator
+    "The devices at hand. ValueError where a batch cannot be split over their processes."
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision=recipe.precision)
+    if recipe.batch % accelerator.num_processes:
+        raise ValueError(f"a batch of {recipe.batch} cannot be split over {accelerator.num_processes} processes")
+    return accelerator
+
+
 def _begin(model, loss_fn, data, recipe, checkpoint, optimizer, what): # -> step, averaged weights, rows of the metrics, whether it is compiled
     "Where training starts: at the checkpoint, else with a first look at the data, which data-dependent initialisation needs."
     if checkpoint is not None and checkpoint.exists():
@@ -315,12 +331,33 @@ def _begin(model, loss_fn, data, recipe, checkpoint, optimizer, what): # -> step
         loss_fn(model, random_crop(first, recipe.frame, generator), generator)
     return 0, {k: v.clone() for k, v in model.state_dict().items()} if recipe.ema else {}, [], False
 
-
+# %% ../nbs/10_training.ipynb #c51989d7
 def _check_finite(loss, norm, step, lr, rows):
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
         kept = f"the checkpoint of step {rows[-1]['step']} stays" if rows else "no checkpoint was written yet"
         raise FloatingPointError(f"loss {loss.item():.4g} and gradient norm {norm.item():.4g} at step {step} "
                                  f"with learning rate {lr:.3g}; {kept}. Try a lower lr or clip the gradient")
+
+
+def _step(model, objective, optimizer, accelerator, recipe, step, x, rows): # rows: what the last checkpoint has -> the row of this step, loss and norm as tensors
+    "Forward, backward, clip, check, step."
+    generator = step_generator(recipe.seed, step, accelerator.process_index, accelerator.device)
+    lr = learning_rate(step, recipe)
+    for group in optimizer.param_groups: group["lr"] = lr
+    loss = objective(random_crop(x.to(accelerator.device), recipe.frame, generator), generator)
+    accelerator.backward(loss)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip or math.inf)
+    _check_finite(loss, norm, step, lr, rows)
+    optimizer.step()
+    optimizer.zero_grad()
+    return dict(step=step + 1, loss=loss.detach(), lr=lr, grad_norm=norm)
+
+# %% ../nbs/10_training.ipynb #52f0ff65
+@torch.no_grad()
+def _average(averaged, model, decay): # name -> tensor, changed in place; 0 leaves it alone
+    "Moves averaged weights a little towards those of now. Integer and boolean buffers are counts and flags, which have no average."
+    for k, v in model.state_dict().items() if decay else ():
+        averaged[k].lerp_(v, 1 - decay) if v.is_floating_point() else averaged[k].copy_(v)
 
 # %% ../nbs/10_training.ipynb #4fb42ffb
 def can_compile(device):
@@ -332,6 +369,22 @@ def as_machine_code(f):
     "The same function by torch.compile, made for the shapes of every layer; the first calls take minutes."
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     return torch.compile(f, dynamic=False)
+
+
+def _pays(accelerator, seconds, least): # seconds: that the whole run will take -> bool
+    "Whether to compile a run."
+    return accelerator.num_processes == 1 and can_compile(accelerator.device) and seconds > least
+
+# %% ../nbs/10_training.ipynb #5a5465ed
+def _steps(model, loss_fn, optimizer, accelerator, recipe, batches, start, rows, compiled, compile_from): # -> iterator over (row of `_step`, whether it is compiled by now)
+    "Takes the steps from `start` on, one after another."
+    objective, optimizer = accelerator.prepare(_Objective(model, loss_fn), optimizer)  # the bare model stays at hand for saving
+    objective, began = as_machine_code(objective) if compiled else objective, time.time()
+    for step, x in enumerate(batches, start):
+        row = _step(model, objective, optimizer, accelerator, recipe, step, x, rows)
+        if step + 1 == min(20, recipe.steps) and _pays(accelerator, (time.time() - began) / (step + 1 - start) * recipe.steps, compile_from):
+            objective, compiled = as_machine_code(objective), True
+        yield row, compiled
 
 # %% ../nbs/10_training.ipynb #06045c08
 def fit(model, # a Prior, trained in place
@@ -350,47 +403,21 @@ def fit(model, # a Prior, trained in place
     FloatingPointError on a loss or gradient that is not finite, ValueError where `run` belongs to another model, config, recipe or `what`,
     OSError where it cannot be written; the last good checkpoint stays.
     """
-    from accelerate import Accelerator
-
-    every, accelerator = every or min(200, max(1, recipe.steps // 5)), Accelerator(mixed_precision=recipe.precision)
-    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    if recipe.batch % world:
-        raise ValueError(f"a batch of {recipe.batch} cannot be split over {world} processes")
-    checkpoint = Path(run) / "checkpoint.safetensors" if run is not None else None
-    model.to(device).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
+    every, accelerator = every or min(200, max(1, recipe.steps // 5)), _accelerator(recipe)
+    checkpoint, main = Path(run) / "checkpoint.safetensors" if run is not None else None, accelerator.is_main_process
+    optimizer = torch.optim.Adam(model.to(accelerator.device).train().parameters(), lr=recipe.lr)
     start, ema, rows, compiled = _begin(model, loss_fn, data, recipe, checkpoint, optimizer, what)
-    objective = _Objective(model, loss_fn)
-    objective, optimizer_ = accelerator.prepare(objective, optimizer)  # the bare model stays at hand for saving
-    if compiled:
-        objective = as_machine_code(objective)
-    began = time.time()
-    loader = torch.utils.data.DataLoader(_Items(data, recipe, start, rank, world), batch_size=None, num_workers=workers)
-    bar = tqdm(loader, total=recipe.steps, initial=start, disable=not (progress and accelerator.is_main_process), desc=f"{type(model).__name__}", mininterval=1.0)
-    for step, x in enumerate(bar, start=start):
-        generator = step_generator(recipe.seed, step, rank, device)
-        lr = learning_rate(step, recipe)
-        for group in optimizer.param_groups: group["lr"] = lr
-        loss = objective(random_crop(x.to(device), recipe.frame, generator), generator)
-        accelerator.backward(loss)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip or math.inf)
-        _check_finite(loss, norm, step, lr, rows if checkpoint is not None else [])
-        optimizer_.step()
-        optimizer_.zero_grad()
-        with torch.no_grad():
-            for k, v in model.state_dict().items() if recipe.ema else ():
-                # integer and boolean buffers are counts and flags, which have no average
-                ema[k].lerp_(v, 1 - recipe.ema) if v.is_floating_point() else ema[k].copy_(v)
-        done = step + 1
-        # decided once, early, and kept in the checkpoint: compiled steps round in another way
-        if done == min(20, recipe.steps) and world == 1 and can_compile(device) and (time.time() - began) / (done - start) * recipe.steps > compile_from:
-            objective, compiled = as_machine_code(objective), True
+    batches = _batches(data, recipe, start, accelerator, workers)
+    steps = _steps(model, loss_fn, optimizer, accelerator, recipe, batches, start, rows if checkpoint is not None else [], compiled, compile_from)
+    bar = tqdm(steps, total=recipe.steps, initial=start, disable=not (progress and main), desc=type(model).__name__, mininterval=1.0)
+    for row, compiled in bar:
+        _average(ema, model, recipe.ema)
+        done = row["step"]
         if done % every == 0 or done == recipe.steps:
-            rows.append(dict(step=done, loss=loss.item(), lr=lr, grad_norm=norm.item()))
+            rows.append(row | dict(loss=row["loss"].item(), grad_norm=row["grad_norm"].item()))
             bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
-            if checkpoint is not None and accelerator.is_main_process:
+            if checkpoint is not None and main:
                 _checkpoint(checkpoint, model, optimizer, ema, done, recipe, rows, what, compiled)
-                write_whole(checkpoint.with_name("metrics.csv"), pd.DataFrame(rows).to_csv(index=False).encode())
             if callback is not None:
                 callback(done, model)
     model.load_state_dict(ema or model.state_dict())

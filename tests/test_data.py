@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from sepnb import cli, musdb18, slakh, songs
 from sepnb.audio import RATE
-from sepnb.frames import Song, prepared, save_song
+from sepnb.frames import PLAYS, Frames, Song, SourceFrames, prepared, save_song
 from sepnb.registry import DATA
 
 HAVE = shutil.which("ffmpeg") and shutil.which("ffprobe")
@@ -153,6 +154,46 @@ def test_songs_that_are_damaged_or_too_short(home):
     assert not (home / "loud.safetensors").exists()
 
 
+def test_a_song_without_the_source_is_replaced_by_another(home):
+    noise = 0.1 * torch.randn(3, 20_000, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
+    for i, missing in enumerate(([], [0], [0, 1])):  # of the first song, the second, the third
+        x = noise.clone()
+        x[missing + [2]] = 0
+        save_song(home / f"home/trio/train/{i}.safetensors", x, ("a", "b", "c"))
+    frames = Frames(prepared("trio", "train"), t=1000, per_song=20, seed=3)
+    for source in "ab":
+        alone = SourceFrames(frames, source)
+        x = alone.batch(range(60))
+        assert (x.square().mean(-1).sqrt() > PLAYS).all() and len({tuple(v[:4].tolist()) for v in x}) == 60, "no frame is silent, and no two are the same"
+        assert torch.equal(x, SourceFrames(frames, source).batch(range(60))) and torch.equal(torch.stack(alone.__getitems__([4, 5])), x[4:6])
+        for i in (0, 3, 57):  # of the first song, which has both
+            song, start = next(frames.places(i, 1 + "abc".index(source)))
+            assert torch.equal(x[i], song[start : start + 1000]["abc".index(source)])
+    with pytest.raises(ValueError, match="c plays in none of the 3 songs of this split"):
+        SourceFrames(frames, "c")[0]
+
+
+def test_weights_and_results_say_which_songs_were_read(home, monkeypatch):
+    from sepnb import presets, registry, store
+
+    (home / "artifacts").mkdir()
+    (home / "artifacts/excerpts").symlink_to(songs.artifacts() / "excerpts")
+    monkeypatch.setenv("SEPNB_ARTIFACTS", str(home / "artifacts"))
+    name = "musdb18-songs"
+    path = presets.train("flowavenet", name, "bass", "smoke", run=home / "run", progress=False)
+    assert store.load_tensors(path)[1]["songs"] == {"songs, train": "shipped excerpts: 6, 30 s in all"}
+    save_song(home / "home/songs/train/one.safetensors", torch.from_numpy(np.random.default_rng(0).uniform(-0.1, 0.1, (5, 40_000))).float(), songs.PLAYERS)
+    with pytest.raises(ValueError, match="belongs to another run: its what is {'songs': {'songs, train': 'shipped excerpts: 6"):
+        presets.train("flowavenet", name, "bass", "smoke", run=home / "run", progress=False)
+
+    def example(preset):
+        return pd.DataFrame(dict(x=[DATA[name].items(split, t=4000)[0].abs().max().item() for split in ("train", "test")]))
+
+    monkeypatch.setitem(registry.EXPERIMENTS, "example", example)
+    store.reproduce("example", "smoke")
+    assert store.result("example", "smoke")[1]["songs"] == {"songs, train": "prepared songs: 1, 2 s in all", "songs, test": "shipped excerpts: 4, 20 s in all"}
+
+
 def test_the_command(home):
     run = lambda *args: CliRunner().invoke(cli.app, ["data", *args])
     assert "choose one of" in str(run("toy").exception) and "songs" in str(run().exception)
@@ -169,7 +210,7 @@ def test_without_fluidsynth_the_error_says_what_to_install(monkeypatch, home):
     monkeypatch.setattr(songs, "_READY", {})
     with pytest.raises(FileNotFoundError, match="libfluidsynth3"):
         songs.make_songs(songs=1, split="valid", progress=False)
-    monkeypatch.setitem(songs.FONTS, "general", ("/nowhere/a.sf3",))
+    monkeypatch.setitem(songs.FONTS, "general", "/nowhere/a.sf3")
     with pytest.raises(FileNotFoundError, match="the SoundFont a.sf3 is missing"):
         songs.font_path("general")
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sepnb import basin, beyond, constant, langevin, likelihood, music, presets, pursuit, recordings, separation, smoothness, staying, store, toy, typicality
+from sepnb import audio, basin, beyond, constant, langevin, likelihood, music, presets, pursuit, recordings, separation, smoothness, speed, staying, store, toy, training, typicality
 from sepnb.evaluation import bss_eval, si_sdr, si_sdr_improvement
 from sepnb.frames import prepared
 from sepnb.registry import DATA, EXPERIMENTS
@@ -286,6 +286,79 @@ def test_oracle(used, request):
     was = frame[(frame.sigma == 0.359) & (frame.quantity == "accuracy")].value.item()
     assert likelihood.accuracy(cross) == pytest.approx(was, abs=1e-9)
     agrees("fig4-oracle", used, request)
+
+
+@slow
+def test_fig4_start(used, request, monkeypatch):
+    "The first row of every start: a tenth of the steps, at the learning rates of the whole run."
+    frame, info = stored("fig4-start")
+
+    class Enough(Exception):
+        pass
+
+    def first_row(*args, callback, **options):
+        def once(step, prior):
+            callback(step, prior)
+            raise Enough
+        try:
+            training.fit(*args, callback=once, **options)
+        except Enough:
+            pass
+
+    with monkeypatch.context() as quick:
+        quick.setattr(smoothness, "fit", first_row)
+        ours = smoothness.fig4_start(PRESET)
+    was = frame[frame.step == frame.step.min()]
+    assert list(ours.start) == list(was.start) and list(ours.step) == list(was.step)
+    assert np.allclose(ours.accuracy, was.accuracy, atol=0.05) and np.allclose(ours.own, was.own, atol=0.02), (ours, was)
+    agrees("fig4-start", used, request)
+
+
+@slow
+def test_flow_variants(used, request, monkeypatch):
+    "One of the flows, trained again."
+    frame, info = stored("flow-variants")
+    was = frame.iloc[zlib.crc32((FOLDER / "flow-variants.csv").read_bytes()) % len(frame)]
+    with monkeypatch.context() as quick:
+        quick.setattr(likelihood, "product", lambda *axes: [(was.source, bool(was.front_relu), bool(was.interleaved))])
+        ours = likelihood.flow_variants(PRESET).iloc[0]
+    assert abs(ours.nats_per_sample - was.nats_per_sample) < 0.01, (ours, was)
+    agrees("flow-variants", used, request)
+
+
+@slow
+def test_long(used, request, tmp_path):
+    "Windows of the long files, cut out and separated alone."
+    frame, info = stored("separation-long")
+    bank, rate = presets.load_bank("wavetable", "toy", PRESET), info["rate"]
+    for row in three(frame, "separation-long").itertuples():
+        sources = recordings.chord(row.material, row.item, rate)
+        with audio.writing([tmp_path / "mix.wav"], rate, 2) as (write,):
+            write(sources.mean(0))
+        mix = audio.Recording(tmp_path / "mix.wav").read(rate, 2 * rate)
+        ours = si_sdr(recordings.separate(mix, bank, rate=rate, progress=False).stems, sources[..., rate : 2 * rate] / 4).min().item()
+        assert abs(ours - row.alone) <= 1 or min(ours, row.alone) > 60, (ours, row)
+    agrees("separation-long", used, request)
+
+
+@slow
+def test_speed(used, request, monkeypatch):
+    "Milliseconds are those of a machine and its load: what is compared is how many times faster one model is than the other, and one method than the next."
+    frame, info = stored("speed")
+    with monkeypatch.context() as quick:
+        quick.setattr(speed, "can_compile", lambda device: False)
+        ours = speed.speed(PRESET)
+    assert list(ours.task) == list(frame.task) and (ours.times_faster / frame.times_faster).between(1 / 1.4, 1.4).all(), (ours, frame)
+    agrees("speed", used, request)
+
+
+@slow
+def test_speed_wavenet(used, request):
+    frame, info = stored("speed-wavenet")
+    ours = speed.speed_wavenet(PRESET)
+    steps = lambda f: f.samples_per_second.pct_change().dropna() + 1
+    assert list(ours.method) == list(frame.method) and (steps(ours) / steps(frame)).between(1 / 2, 2).all(), (ours, frame)
+    agrees("speed-wavenet", used, request)
 
 
 @pytest.mark.parametrize("name", recordings.TRIALS)
