@@ -74,10 +74,10 @@ def reproduce(name: Annotated[str, typer.Argument(help="an experiment, the begin
 @app.command()
 def separate(mix: Annotated[Path, typer.Argument(help="an audio file: any sample rate, mono or stereo, any length")],
              out: Annotated[Path, typer.Option(help="folder for one WAV file per source")] = Path("stems"),
-             method: Annotated[str, typer.Option(help="pursuit, coordinate, projection or dirac")] = "pursuit",
-             priors: Annotated[str, typer.Option(help="the data set whose wavetable priors are used")] = "toy",
-             window: Annotated[float, typer.Option(help="seconds that are separated at a time")] = 1.0,
-             add_up: Annotated[bool, typer.Option(help="share the residual among the stems, so that they add up to the mix")] = False):
+             priors: Annotated[str, typer.Option(help="the data set whose priors are used: toy (steady tones) or songs (bass, drums, guitar, piano)")] = "toy",
+             method: Annotated[Optional[str], typer.Option(help="toy: pursuit (the default), coordinate, projection or dirac")] = None,
+             window: Annotated[Optional[float], typer.Option(help="toy: seconds that are separated at a time, by default 1")] = None,
+             add_up: Annotated[bool, typer.Option(help="toy: share the residual among the stems, so that they add up to the mix, as those of songs always do")] = False):
     """Separate a recording into one file per source, each as loud as it is in the mix.
 
     It says what speaks against the stems. That nothing does is no proof: not every wrong answer shows.
@@ -85,13 +85,28 @@ def separate(mix: Annotated[Path, typer.Argument(help="an audio file: any sample
     import math
 
     from sepnb.recordings import separate_file
+    from sepnb.registry import DATA
 
-    found = separate_file(mix, out, method=method, priors=priors, window=window, add_up=add_up)
+    if DATA[priors].music:
+        if method or window is not None or add_up:
+            raise ValueError("--method, --window and --add-up are for the toy priors; songs are separated in one way")
+        return _separate_song(mix, out, priors)
+    found = separate_file(mix, out, method=method or "pursuit", priors=priors, window=1.0 if window is None else window, add_up=add_up)
     typer.echo("\n".join(str(p) for p in found.stems))
     typer.echo(f"residual {10 * math.log10(found.unexplained + 1e-16):.0f} dB of the mix")
     doubts = found.doubts
     typer.echo("doubtful:\n" + "\n".join(f"- {d}" for d in doubts) if doubts else
                f"nothing speaks against the stems (expected SI-SDR of the weakest: {found.windows.expected.min():.0f} dB)")
+
+
+def _separate_song(mix, out, data):
+    from sepnb.experts import load_experts
+    from sepnb.songfiles import WEIGHTS, separate_song
+
+    found = separate_song(mix, out, load_experts(WEIGHTS, data))
+    typer.echo("\n".join(str(p) for p in (*found.paths, out / "index.html")))
+    typer.echo("doubtful:\n" + "\n".join(f"- {d}" for d in found.doubts) if found.doubts else "nothing speaks against the stems, which is no proof")
+
 
 # %% ../nbs/90_cli.ipynb #3121cf3f
 @app.command()

@@ -18,13 +18,18 @@ from .frames import PLAYS
 from .presets import load_bank
 from .recordings import CrossFade
 
-# %% ../nbs/54_experts.ipynb #9d2aee2c
+# %% ../nbs/54_experts.ipynb #30f4d198
 class Experts:
     "Priors of several kinds for the same classes, and how much each kind counts."
 
     def __init__(self, banks:dict, # name of the model -> PriorBank
                  weights:dict): # name of the model -> factor of its evidence
         self.banks, self.weights, self.names = banks, weights, next(iter(banks.values())).names
+
+    @property
+    def window(self): # -> samples
+        "Of the spectra that all of them were trained on."
+        return next(iter(self.banks.values())).priors[0].config.window
 
     def each(self, X): # (b, f, t) complex -> {name: (b, k, f, t)}
         "What every kind of prior says."
@@ -99,14 +104,14 @@ def by_song(frame, # DataFrame with seed, song, si_sdri, chunks
     means = v[rng.integers(len(v), size=(draws, len(v)))].mean(1)
     return v.mean(), *np.quantile(means, [0.025, 0.975]), len(v)
 
-# %% ../nbs/54_experts.ipynb #ffd10f0c
+# %% ../nbs/54_experts.ipynb #f26c4276
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5)
 
 
 def weighed(experts, songs, # list of (k, t)
             grid=FACTORS): # -> DataFrame: a column of factors for each expert, si_sdri in dB; the best first
     "Every combination of factors from a grid, scored on songs."
-    names, window, rows = list(experts.banks), experts.banks[next(iter(experts.banks))].priors[0].config.window, {}
+    names, window, rows = list(experts.banks), experts.window, {}
     for sources in songs:
         mix = sources.sum(0)
         with torch.no_grad():

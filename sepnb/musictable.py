@@ -24,7 +24,7 @@ from .registry import DATA, Registry, preset_name
 from .samplers import coordinate, dirac, falling, projection
 from .store import artifacts, experiment, result
 
-# %% ../nbs/55_musictable.ipynb #1d6c6fb1
+# %% ../nbs/55_musictable.ipynb #4e24d4ee
 @dataclass(frozen=True)
 class SongRow:
     "A row of the table of music."
@@ -46,7 +46,7 @@ def _oracle(mix, sources, priors, generator):
 
 
 def _product(mix, sources, priors, generator): # the masks of Experts
-    return whole(mix, lambda x: masked(x, priors.masks, next(iter(priors.banks.values())).priors[0].config.window))
+    return whole(mix, lambda x: masked(x, priors.masks, priors.window))
 
 
 def _alone(mix, sources, bank, generator): # every network by itself, without competition
