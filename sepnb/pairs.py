@@ -60,8 +60,8 @@ def paired_loss(model, x, generator=None): # (b, k t) -> scalar
     energy = S.abs().square().sum((2, 3)) + 0.01 * X.abs().square().sum((1, 2))[:, None]
     return 10 * (error / energy + 1e-3).log10().mean()
 
-# %% ../nbs/53_pairs.ipynb #eeed4b22
-PAIRED = {p: (c, Recipe(**{**asdict(r), "steps": 4 * r.steps, "frame": 4 * r.frame})) for p, (c, r) in SOLO.items()}
+# %% ../nbs/53_pairs.ipynb #f6b38b1b
+PAIRED = {p: (c, Recipe(**{**asdict(r), "steps": 3 * r.steps // 2, "frame": 4 * r.frame})) for p, (c, r) in SOLO.items()}
 
 
 def load_paired(data:str="songs", preset=None, seed:int=0): # -> Paired, minutes of its training
