@@ -6,11 +6,11 @@
 __all__ = ['SONG_ROWS', 'TESTS', 'SONGS', 'CHOSEN_ON', 'SEEDS', 'SongRow', 'chosen', 'separate_songs', 'training_minutes',
            'stored', 'music_table', 'class_table']
 
-# %% ../nbs/55_musictable.ipynb #2d9cfe77
+# %% ../nbs/55_musictable.ipynb #dc48c99e
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from .registry import DATA, Registry, preset_name
 from .samplers import coordinate, dirac, falling, projection
 from .store import artifacts, experiment, result
 
-# %% ../nbs/55_musictable.ipynb #4e24d4ee
+# %% ../nbs/55_musictable.ipynb #523c849f
 @dataclass(frozen=True)
 class SongRow:
     "A row of the table of music."
@@ -36,6 +36,7 @@ class SongRow:
     seeds: int = 1       # training runs, where the preset has several
     weights: bool = False # whether factors of the experts are chosen on validation songs
     evaluations: int = 1 # of each network a piece
+    most: int = None     # songs of a test set, where a row takes long
 
 
 def _itself(mix, sources, priors, generator):
@@ -62,17 +63,17 @@ def _sampled(mix, sources, bank, generator, sampler, sigmas): # levels relative 
     level = mix.square().mean().sqrt().item()
     return whole(mix, lambda x: sampler(x[None] / len(bank.names), bank, tuple(level * s for s in sigmas), generator=generator)[0])
 
-# %% ../nbs/55_musictable.ipynb #74e6634e
+# %% ../nbs/55_musictable.ipynb #e57ee253
 SONG_ROWS = Registry("row of the table of music")
 SONG_ROWS |= {
     "mix": SongRow("the mix itself", _itself, kind="oracle", evaluations=0),
     "mask": SongRow("ideal ratio mask", _oracle, kind="oracle", evaluations=0),
     "dictionary": SongRow("dictionaries (NMF)", _product, ("dictionary",), weights=True),
-    "coordinate-noise": SongRow("coordinate denoising, white noise alone", partial(_sampled, sampler=coordinate, sigmas=falling(2, 0.02, 8)), ("solo-noise",), evaluations=8),
-    "projection-noise": SongRow("projected diffusion, white noise alone", partial(_sampled, sampler=projection, sigmas=falling(2, 0.01, 30)), ("solo-noise",), evaluations=30),
-    "dirac-noise": SongRow("Dirac diffusion, white noise alone", partial(_sampled, sampler=dirac, sigmas=falling(2, 0.01, 30)), ("solo-noise",), evaluations=30),
+    "coordinate-noise": SongRow("coordinate denoising, white noise alone", partial(_sampled, sampler=coordinate, sigmas=falling(2, 0.02, 8)), ("solo-noise",), evaluations=8, most=4),
+    "projection-noise": SongRow("projected diffusion, white noise alone", partial(_sampled, sampler=projection, sigmas=falling(2, 0.01, 30)), ("solo-noise",), evaluations=30, most=4),
+    "dirac-noise": SongRow("Dirac diffusion, white noise alone", partial(_sampled, sampler=dirac, sigmas=falling(2, 0.01, 30)), ("solo-noise",), evaluations=30, most=4),
     "noise": SongRow("denoisers of white noise, shared", _product, ("solo-noise",), weights=True),
-    "coordinate": SongRow("coordinate denoising, foreign sounds", partial(_sampled, sampler=coordinate, sigmas=falling(0.5, 0.02, 4)), ("solo",), evaluations=4),
+    "coordinate": SongRow("coordinate denoising, foreign sounds", partial(_sampled, sampler=coordinate, sigmas=falling(0.5, 0.02, 4)), ("solo",), evaluations=4, most=4),
     "alone": SongRow("denoisers of foreign sounds, each by itself", _alone, ("solo",)),
     "solo": SongRow("denoisers of foreign sounds, shared", _product, ("solo",), seeds=3, weights=True),
     "experts": SongRow("denoisers and dictionaries, multiplied", _product, ("solo", "dictionary"), seeds=3, weights=True),
@@ -92,7 +93,8 @@ def _priors(row, preset, seed=0, weights=None): # -> what `run` of a row takes
         return load_paired("songs", preset, seed)[0]
     return load_experts(weights or {m: 1.0 for m in how.models}, "songs", preset, seed) if how.run is _product else load_bank(how.models[0], "songs", preset, seed=seed)
 
-# %% ../nbs/55_musictable.ipynb #844a226a
+# %% ../nbs/55_musictable.ipynb #92e5f1c8
+@lru_cache
 def chosen(row, preset): # -> {model: factor}, what was tried: list of dict
     "The factors that do best on validation songs."
     how = SONG_ROWS[row]
@@ -108,7 +110,7 @@ def separate_songs(preset, row, split): # -> DataFrame, a row for every seed, so
     "A row of the table on one test set: SI-SDR improvement of every source of every song, the mean over its pieces."
     how, rows, spent, heard = SONG_ROWS[row], [], 0.0, 0.0
     weights, tried = chosen(row, preset)
-    songs = DATA["songs"].items(split, t=16_000).songs[: SONGS[preset]]
+    songs = DATA["songs"].items(split, t=16_000).songs[: min(SONGS[preset], how.most or 1000)]
     for seed in range(min(how.seeds, SEEDS[preset])):
         priors = _priors(row, preset, seed, weights)
         for i, song in enumerate(tqdm(songs, desc=f"{row}, {split}, seed {seed}")):
@@ -132,7 +134,7 @@ def training_minutes(row, preset): # -> minutes of training, all classes
         return load_paired("songs", preset)[1]
     return sum(training_table(m, "songs", preset).seconds.sum() for m in how.models) / 60
 
-# %% ../nbs/55_musictable.ipynb #a4e7b33d
+# %% ../nbs/55_musictable.ipynb #98d77c7a
 def stored(row, split, preset=None): # -> DataFrame, provenance; None, None where it was not computed
     try:
         return result(f"separation-songs-{row}-{split}", preset)
@@ -151,7 +153,7 @@ def music_table(preset=None): # -> DataFrame
                 mean, low, high, _ = by_song(frame)
                 cells[said] = f"{mean:.1f} ({low:.1f} to {high:.1f})"
         if cells:
-            rows.append({"": {"oracle": "oracle", "paired": "saw pairs"}.get(how.kind, "solos"), "method": how.label, **cells, "seeds": info["seeds"],
+            rows.append({"": {"oracle": "oracle", "paired": "saw pairs"}.get(how.kind, "solos"), "method": how.label, **cells, "songs": info["songs"], "seeds": info["seeds"],
                          "networks asked": info["evaluations"], "CPU s per s": round(info["seconds_per_second"], 3)})
     return pd.DataFrame(rows).set_index(["", "method"])
 
