@@ -100,8 +100,8 @@ def separate(mix: Annotated[Path, typer.Argument(help="an audio file: any sample
 
 
 def _separate_song(mix, out, data):
-    from sepnb.experts import load_experts
-    from sepnb.songfiles import WEIGHTS, separate_song
+    from sepnb.experts import WEIGHTS, load_experts
+    from sepnb.songfiles import separate_song
 
     found = separate_song(mix, out, load_experts(WEIGHTS, data))
     typer.echo("\n".join(str(p) for p in (*found.paths, out / "index.html")))

@@ -93,7 +93,7 @@ def _priors(row, preset, seed=0, weights=None): # -> what `run` of a row takes
         return load_paired("songs", preset, seed)[0]
     return load_experts(weights or {m: 1.0 for m in how.models}, "songs", preset, seed) if how.run is _product else load_bank(how.models[0], "songs", preset, seed=seed)
 
-# %% ../nbs/55_musictable.ipynb #92e5f1c8
+# %% ../nbs/55_musictable.ipynb #95adaac3
 @lru_cache
 def chosen(row, preset): # -> {model: factor}, what was tried: list of dict
     "The factors that do best on validation songs."
@@ -122,7 +122,7 @@ def separate_songs(preset, row, split): # -> DataFrame, a row for every seed, so
             v = chunk_scores(est, sources, mix)
             rows += [dict(seed=seed, song=song.path.stem, source=s, si_sdri=round(float(v[:, k].nanmean()), 3), chunks=int((~v[:, k].isnan()).sum())) for k, s in enumerate(DATA["songs"].sources)]
     frame = pd.DataFrame(rows)
-    frame.attrs.update(row=row, data=f"{split} of the generated songs, {TESTS[split]}", songs=len(songs), seeds=min(how.seeds, SEEDS[preset]), weights_chosen=weights,
+    frame.attrs.update(row=row, data=f"{split} of the generated songs, {TESTS[split]}", items=len(songs), seeds=min(how.seeds, SEEDS[preset]), weights_chosen=weights,
                        chosen_on=CHOSEN_ON[preset] if how.weights else 0, tried=tried, evaluations=how.evaluations, seconds_per_second=round(spent / heard, 4))
     return frame
 
@@ -134,7 +134,7 @@ def training_minutes(row, preset): # -> minutes of training, all classes
         return load_paired("songs", preset)[1]
     return sum(training_table(m, "songs", preset).seconds.sum() for m in how.models) / 60
 
-# %% ../nbs/55_musictable.ipynb #98d77c7a
+# %% ../nbs/55_musictable.ipynb #df349be2
 def stored(row, split, preset=None): # -> DataFrame, provenance; None, None where it was not computed
     try:
         return result(f"separation-songs-{row}-{split}", preset)
@@ -153,7 +153,7 @@ def music_table(preset=None): # -> DataFrame
                 mean, low, high, _ = by_song(frame)
                 cells[said] = f"{mean:.1f} ({low:.1f} to {high:.1f})"
         if cells:
-            rows.append({"": {"oracle": "oracle", "paired": "saw pairs"}.get(how.kind, "solos"), "method": how.label, **cells, "songs": info["songs"], "seeds": info["seeds"],
+            rows.append({"": {"oracle": "oracle", "paired": "saw pairs"}.get(how.kind, "solos"), "method": how.label, **cells, "songs": info["items"], "seeds": info["seeds"],
                          "networks asked": info["evaluations"], "CPU s per s": round(info["seconds_per_second"], 3)})
     return pd.DataFrame(rows).set_index(["", "method"])
 
