@@ -56,7 +56,7 @@ def halved(c): # (..., m) -> (..., 2 m - 5): the same curve on intervals half as
     mask = np.array([1, 6, 15, 20, 15, 6, 1]) / 32
     return np.apply_along_axis(np.convolve, -1, up, mask)[..., DEGREE : -DEGREE]
 
-# %% ../nbs/41_worldtones.ipynb #2a0071d1
+# %% ../nbs/41_worldtones.ipynb #f13d8abc
 @dataclass
 class Tracks:
     "Tones that move: coefficients of the phase (cycles) and of the level of each, with a knot every `d` samples."
@@ -65,8 +65,10 @@ class Tracks:
     level: np.ndarray  # (k, m)
     d: int
 
-    def finer(self):
-        return replace(self, phase=halved(self.phase), level=halved(self.level), d=self.d // 2)
+    def finer(self, t): # -> Tracks
+        "The same curves over `t` samples, with twice as many knots."
+        m = math.ceil(t / (self.d // 2)) + DEGREE
+        return replace(self, phase=halved(self.phase)[:, :m], level=halved(self.level)[:, :m], d=self.d // 2)
 
 
 def straight(classes, theta, # (k, 3) as of `Tables`, or (k, 4) with a relative change of frequency per sample
@@ -398,7 +400,7 @@ def grown(fit, m, lo, hi, step=None, back=8): # known in [lo, hi) -> Tracks
             _onward(m, free, side)
     return m
 
-# %% ../nbs/41_worldtones.ipynb #977e5e7c
+# %% ../nbs/41_worldtones.ipynb #c893c33a
 LOST = 0.02       # share of the energy: with more than that left, the tracks were lost on the way
 EXPLAINED = 1e-6  # share of the energy: with so little left, no finer knots are asked for
 
@@ -412,7 +414,7 @@ def finished(fit, m): # -> Tracks
     robust = 3.0 * bool(fit.tables.jumps.any())
     m = followed(fit, m, widths=WIDTHS[:6])
     for _ in range(2):
-        fine = past(fit, followed(fit, m.finer(), widths=WIDTHS[1:], steps=8, robust=robust))
+        fine = past(fit, followed(fit, m.finer(fit.t), widths=WIDTHS[1:], steps=8, robust=robust))
         if _cheaper(fit, m, fine):
             break
         m = fine
@@ -467,14 +469,14 @@ def relabelled(fit, m, priors): # -> Tracks
     order = np.array(min((list(o) for o in permutations(range(k))), key=lambda o: cost(np.array(o))))
     return Tracks(order.tolist(), m.phase + turn[rows, order][:, None], m.level * gain[rows, order][:, None], m.d)
 
-# %% ../nbs/41_worldtones.ipynb #30c07415
+# %% ../nbs/41_worldtones.ipynb #7459d11a
 RATES = (8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz, at which files are made
 
 def made_at(y, rate, empty=1e-4): # -> Hz
-    "The lowest usual rate that would hold all of a waveform but a share `empty` of its energy, with room for a soft filter; its own, if there is none."
+    "The lowest usual rate, up to half its own, that would hold all of a waveform but a share `empty` of its energy, with room for a soft filter; else its own."
     power = np.square(np.abs(spfft.rfft(y * np.hanning(len(y)))))
     f = np.arange(len(power)) * rate / len(y)
-    return min((r for r in RATES if r < rate and power[f > 0.6 * r].sum() < empty * power.sum()), default=rate)
+    return min((r for r in RATES if r <= rate / 2 and power[f > 0.6 * r].sum() < empty * power.sum()), default=rate)
 
 
 def response(x, y, taps=129, ridge=1e-7): # (t,), (t,) -> (taps,) filter, nearest to none at all, that makes y of x
@@ -494,18 +496,23 @@ def filled(x, y, h): # tones, recording, response -> (t,): what the recording wo
     full[:n], full[-n:] = x[:n], x[-n:]  # what the filter saw before and after is not known
     return full
 
-# %% ../nbs/41_worldtones.ipynb #f5ae05e6
-def unfiltered(y, search, rounds=12): # -> Tones, unexplained share
-    "Steady tones of a recording that went through a filter: tones and response in turn."
+# %% ../nbs/41_worldtones.ipynb #3e8ca76a
+def unfiltered(y, search, rounds=12, good=1e-3): # -> Tones, unexplained share
+    "Steady tones of a recording that went through a filter: tones and response in turn, and the tones read again where they do not agree."
     tones, _ = explain(y, search, budget=16)
     inside, best, least = slice(64, -64), tones, math.inf
-    for i in range(rounds):
+    for i in range(2 * rounds):
         x = search.tables[tones.classes].render(tones.theta, len(y)).sum(0)
         h = response(x, y)
         left = float(np.square(y - filtered(x, h))[inside].sum() / (np.square(y[inside]).sum() + 1e-30))
         if left < least:
             best, least = tones, left
-        tones = Heard(filled(x, y, h), search).polish(tones.classes, tones.theta, WIDTHS[:1] * (i == 0) + WIDTHS[min(i, 5):])
+        if i == rounds - 1:
+            if least < good:
+                break
+            tones, _ = explain(filled(x, y, h), search, budget=60)
+        else:
+            tones = Heard(filled(x, y, h), search).polish(tones.classes, tones.theta, WIDTHS[:1] * (i == 0) + WIDTHS[min(i % rounds, 5):])
     return best, least
 
 # %% ../nbs/41_worldtones.ipynb #73868a2f
@@ -537,24 +544,27 @@ def _steady(y, priors, rate): # -> [World], the last one settled if any is
             return out, True
     return out, False
 
-# %% ../nbs/41_worldtones.ipynb #278f4488
-def _brought_back(y, priors, rate): # -> World or None: a file made at a lower rate
-    base = made_at(y, rate)
-    if base == rate:
-        return None
-    low = audio.resample(torch.from_numpy(y), rate, base).numpy()
-    search = Search(priors, len(low), base)
+# %% ../nbs/41_worldtones.ipynb #5892c98c
+def _cost(world, t): # twice the negative log-likelihood, and what the parameters cost
+    params = 2 * world.tracks.phase.size if world.how.startswith("moving") else 3 * len(world.stems)
+    return t * math.log(world.left + 1e-15) + params * math.log(t)
+
+
+def _brought_back(y, priors, rate, base): # -> World: a file made at a lower rate
+    low, out = audio.resample(torch.from_numpy(y), rate, base).numpy(), []
+    search, stems = Search(priors, len(low), base), np.zeros((len(priors), len(low)))
     tones, left = unfiltered(low, search)
-    stems, how = np.zeros((len(priors), len(low))), "steady, resampled"
     stems[tones.classes] = search.tables[tones.classes].render(tones.theta, len(low))
-    tracks = None
-    if left > 1e-3:
+    found = [(stems, "steady, resampled", None)]
+    if left > 1e-2:
         m, fit = moving(low, priors, base)
-        stems[m.classes], how, tracks = fit.render(m), "moving, resampled", m
-    up = audio.resample(torch.from_numpy(stems), base, rate).numpy()
-    up = np.pad(up, ((0, 0), (0, max(0, len(y) - up.shape[1]))))[:, : len(y)]
-    up = filtered(up, response(up.sum(0), y))
-    return World(up, float(np.square(y - up.sum(0)).sum() / (y @ y)), how, tracks, base)
+        found.append((fit.render(m)[np.argsort(m.classes)], "moving, resampled", m))
+    for stems, how, tracks in found:
+        up = audio.resample(torch.from_numpy(stems), base, rate).numpy()
+        up = np.pad(up, ((0, 0), (0, max(0, len(y) - up.shape[1]))))[:, : len(y)]
+        up = filtered(up, response(up.sum(0), y))
+        out.append(World(up, float(np.square(y - up.sum(0)).sum() / (y @ y)), how, tracks, base))
+    return min(out, key=lambda w: _cost(w, len(y)))
 
 
 def explained(y, # (t,) float64, the sum of the sources
@@ -564,17 +574,15 @@ def explained(y, # (t,) float64, the sum of the sources
     readings, settled = _steady(y, priors, rate)
     if settled or not np.any(y):
         return readings[-1]
-    back = _brought_back(y, priors, rate)
-    if back is not None and back.left < (1e-2 if back.tracks is None else 1e-3):
-        return back
-    m, fit = moving(y, priors, rate)
-    if isinstance(fit.tables, Series):
-        m = relabelled(fit, m, priors)
-    stems = np.zeros((len(priors), len(y)))
-    stems[m.classes] = fit.render(m)
-    readings += [World(stems, fit.left(m), "moving" + ", band-limited" * isinstance(fit.tables, Series), m, rate)] + [back] * (back is not None)
-    cost = lambda w: len(y) * math.log(w.left + 1e-15) + math.log(len(y)) * (w.tracks.phase.size * 2 if "moving" in w.how else 3 * len(priors))
-    return min(readings, key=cost)
+    base = made_at(y, rate)
+    if base < rate:
+        readings.append(_brought_back(y, priors, rate, base))
+    else:
+        m, fit = moving(y, priors, rate)
+        limited = isinstance(fit.tables, Series)
+        m = relabelled(fit, m, priors) if limited else m
+        readings.append(World(fit.render(m)[np.argsort(m.classes)], fit.left(m), "moving" + ", band-limited" * limited, m, rate))
+    return min(readings, key=lambda w: _cost(w, len(y)))
 
 # %% ../nbs/41_worldtones.ipynb #e132bbdc
 def worldtones(mixes, # (b, t), the mean of the sources

@@ -34,7 +34,7 @@ def test_a_straight_track_is_the_steady_tone(kinds, kind, t, d):
     m = worldtones.straight(range(4), THETA, t, d)
     fit = worldtones.Follow(np.zeros(t), tables, 16000)
     assert np.abs(fit.render(m) - tables.render(THETA, t)).max() < 1e-7
-    assert np.abs(fit.render(m.finer()) - tables.render(THETA, t)).max() < 1e-7
+    assert np.abs(fit.render(m.finer(t)) - tables.render(THETA, t)).max() < 1e-7
     assert np.allclose(fit.render(m, 700, 1900), fit.render(m)[:, 700:1900], atol=1e-9)
 
 
