@@ -100,10 +100,10 @@ def separate(mix: Annotated[Path, typer.Argument(help="an audio file: any sample
 
 
 def _separate_song(mix, out, data):
-    from sepnb.experts import WEIGHTS, load_experts
+    from sepnb.experts import load_experts
     from sepnb.songfiles import separate_song
 
-    found = separate_song(mix, out, load_experts(WEIGHTS, data))
+    found = separate_song(mix, out, load_experts(data=data))
     typer.echo("\n".join(str(p) for p in (*found.paths, out / "index.html")))
     typer.echo("doubtful:\n" + "\n".join(f"- {d}" for d in found.doubts) if found.doubts else "nothing speaks against the stems, which is no proof")
 

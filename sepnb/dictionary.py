@@ -24,14 +24,16 @@ def activations(V, # (f, t) magnitudes
         H = H * (W.T @ (V / (W @ H + 1e-9)))
     return H
 
-# %% ../nbs/52_dictionary.ipynb #996fec08
-def misfit(V, W, H): # (f, t), (f, n), (n, t) -> divergence, magnitude: their ratio is the misfit per unit of magnitude
-    "How badly atoms explain magnitudes; frames within 34 dB of the loudest count."
-    loud = V.sum(0) > 0.02 * V.sum(0).max()
-    V, R = V[:, loud] + 1e-6, W @ H[:, loud] + 1e-6
-    return (V * (V / R).log() - V + R).sum().item(), V.sum().item()
+# %% ../nbs/52_dictionary.ipynb #28478196
+def misfit(V, # (..., f, t) magnitudes
+           R): # the same, explained -> (...,)
+    "Kullback-Leibler divergence per unit of magnitude; frames within 34 dB of the loudest count."
+    level = V.sum(-2, keepdim=True)
+    loud = level > 0.02 * level.amax(-1, keepdim=True)
+    V, R = (V + 1e-6) * loud, (R + 1e-6) * loud
+    return (torch.special.xlogy(V, V / R.clamp_min(1e-12)) - V + R).sum((-2, -1)) / V.sum((-2, -1))
 
-# %% ../nbs/52_dictionary.ipynb #bb463f32
+# %% ../nbs/52_dictionary.ipynb #9a320dd8
 @dataclass(frozen=True)
 class DictionaryConfig:
     "Window in samples, and how many spectra are remembered."
@@ -68,6 +70,11 @@ class Dictionary(Prior):
         parts = [[w @ h for w, h in zip(W.split(sizes, 1), activations(V, W).split(sizes))]
                  for sizes in [[p.atoms.shape[1] for p in bank.priors]] for V in X.abs()]
         return 2 * torch.stack([torch.stack(p) for p in parts]).clamp_min(1e-9).log()
+
+    @staticmethod
+    def misfit(X, evidence): # (b, f, t), (b, k, f, t) -> (b,)
+        "How badly all dictionaries together explain a spectrum, from what they said about it."
+        return misfit(X.abs(), (evidence / 2).exp().sum(1))
 
 # %% ../nbs/52_dictionary.ipynb #ad2033b1
 def all_atoms(bank): # PriorBank of dictionaries -> (f, n), in the order of the classes

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['PAIRED', 'Paired', 'Together', 'paired_loss', 'load_paired']
 
-# %% ../nbs/53_pairs.ipynb #5dd19ce4
+# %% ../nbs/53_pairs.ipynb #1b8856e5
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from .audio import stft
 from .presets import weights_path
 from .registry import DATA, preset_name
 from .solos import SOLO, PatchNet, SoloConfig, augmented, loudness_seen
