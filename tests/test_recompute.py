@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sepnb import audio, basin, beyond, constant, langevin, likelihood, music, presets, pursuit, recordings, separation, smoothness, speed, staying, store, toy, training, typicality
+from sepnb import audio, basin, beyond, constant, experts, langevin, likelihood, music, musictable, presets, pursuit, recordings, separation, smoothness, speed, staying, store, toy, training, typicality, worldtones
 from sepnb.evaluation import bss_eval, si_sdr, si_sdr_improvement
 from sepnb.frames import prepared
 from sepnb.registry import DATA, EXPERIMENTS
@@ -432,3 +432,48 @@ def test_music_mel(used, request, monkeypatch):
     was = frame[(frame.control == "as it is") & (frame.samples == 1024)]
     assert np.allclose(ours.log_prob, was.log_prob, rtol=1e-2, atol=0.1)
     agrees("music-mel-musdb18-songs", used, request)
+
+
+@slow
+def test_world(used, request):
+    "Moving tones: three mixes of the conditions that the content of the table chooses."
+    frame, _ = stored("separation-world")
+    seed, conditions = zlib.crc32((FOLDER / "separation-world.csv").read_bytes()), list(frame.condition.unique())
+    chosen, bank = {conditions[(seed + 5 * j) % len(conditions)] for j in range(3)}, presets.load_bank("wavetable", "toy", PRESET)
+    for name, sources, rate in worldtones.world("test", 1):
+        if name in chosen:
+            m = toy.mix(sources).float()
+            for method, run in (("pursuit", lambda *a: pursuit.pursuit(*a, budget=16)), ("worldtones", worldtones.worldtones)):
+                ours = si_sdr_improvement(run(m, bank, rate), sources.float(), m)[0].clamp(-100, 160)
+                was = frame[(frame.condition == name) & (frame.method == method) & (frame["item"] == 0)].si_sdri.to_numpy()
+                assert np.all((np.abs(ours.numpy() - was) < 1) | (np.minimum(ours.numpy(), was) > 60)), (name, method, ours, was)
+    agrees("separation-world", used, request)
+
+
+SONG_TABLES = sorted(p.stem for p in FOLDER.glob("separation-songs-*.csv"))
+
+
+@slow
+@pytest.mark.parametrize("name", SONG_TABLES)
+def test_songs_table(name, used, request):
+    "A song of every row of the table of music."
+    frame, info = stored(name)
+    split = next(s for s in sorted(musictable.TESTS, key=len, reverse=True) if name.endswith(s))
+    try:
+        prepared("songs", split)
+    except FileNotFoundError:
+        pytest.skip("songs were not rendered here")
+    row = info["row"]
+    try:
+        priors = musictable._priors(row, PRESET, 0, info["weights_chosen"])
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    songs = DATA["songs"].items(split, t=16_000).songs[: info["items"]]
+    i = zlib.crc32((FOLDER / f"{name}.csv").read_bytes()) % len(songs)
+    sources = songs[i][:]
+    with torch.no_grad():
+        est = musictable.SONG_ROWS[row].run(sources.sum(0), sources, priors, torch.Generator().manual_seed(i))
+    ours = experts.chunk_scores(est, sources, sources.sum(0)).nanmean(0).numpy()
+    was = frame[(frame.song == songs[i].path.stem) & (frame.seed == 0)].si_sdri.to_numpy()
+    assert np.allclose(ours, was, atol=0.5 if musictable.SONG_ROWS[row].evaluations > 4 else 0.05, equal_nan=True), (ours, was)
+    agrees(name, used, request)
