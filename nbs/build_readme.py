@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 
 from sepnb import langevin, music, presets, separation, store, staying
+from sepnb.experts import by_song
 from sepnb.likelihood import accuracy, as_cross, auroc
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,6 +92,26 @@ def beyond_text(*conditions):
     return "; ".join(f"{c}, median {medians[c]:.1f} dB" for c in conditions)
 
 
+def world_text(*conditions):
+    "Medians of the search for tones that move, where those for steady ones fail."
+    frame = stored("separation-world")[0]
+    medians = frame[frame.method == "worldtones"].groupby("condition").si_sdri.median()
+    return "; ".join(f"{c}, median {medians[c]:.1f} dB" for c in conditions)
+
+
+def songs(row):
+    "One row of the table of music on the three test sets."
+    said = {"test": "dB with instruments that were heard in training", "test-programs": "with others of the same SoundFont", "test-font": "with another SoundFont"}
+    scores = {split: by_song(stored(f"separation-songs-{row}-{split}")[0]) for split in said}
+    return ", ".join(f"{scores[s][0]:.1f} ({scores[s][1]:.1f} to {scores[s][2]:.1f}) {what}" for s, what in said.items())
+
+
+def songs_row(row, title, before):
+    names = [f"separation-songs-{row}-{s}" for s in ("test", "test-programs", "test-font")]
+    return (f"| {title} | {before}`sepnb reproduce separation-songs` | one CPU core | {minutes(*names)} after training | {songs(row)}: mean SI-SDR improvement and 95 % interval over "
+            f"{stored(names[0])[1]['items']} songs each | - |")
+
+
 def found(**at):
     "Share of the sources that annealed Langevin over exact priors finds or keeps."
     frame = stored("staying-find")[0]
@@ -109,7 +130,7 @@ def stays(top):
 def render():
     "The README as text."
     env = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    names = dict(separation_rows=separation_rows, train=train, fig3=fig3, row=row, scores=scores, fig4=fig4, minutes=minutes, beyond_text=beyond_text, found=found, stays=stays, stored=stored, music=music_row,
+    names = dict(separation_rows=separation_rows, train=train, fig3=fig3, row=row, scores=scores, fig4=fig4, minutes=minutes, beyond_text=beyond_text, world_text=world_text, songs=songs, songs_row=songs_row, found=found, stays=stays, stored=stored, music=music_row,
                  langevin=langevin, wide=list(staying.LADDERS)[-1])
     return env.from_string((ROOT / "nbs" / "README.md.in").read_text()).render(**names)
 
