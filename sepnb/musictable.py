@@ -24,7 +24,7 @@ from .registry import DATA, Registry
 from .samplers import coordinate, dirac, falling, projection
 from .store import experiment, result
 
-# %% ../nbs/55_musictable.ipynb #523c849f
+# %% ../nbs/55_musictable.ipynb #80a0ec2e
 @dataclass(frozen=True)
 class SongRow:
     "A row of the table of music."
@@ -55,7 +55,7 @@ def _alone(mix, sources, bank, generator): # every network by itself, without co
 
 
 def _paired(mix, sources, net, generator):
-    return whole(mix, lambda x: masked(x, lambda X: net.evidence(X).softmax(1), net.config.window))
+    return whole(mix, lambda x: masked(x, net.masks, net.config.window))
 
 
 def _sampled(mix, sources, bank, generator, sampler, sigmas): # levels relative to the root mean square of the mix

@@ -18,7 +18,7 @@ from .solos import SOLO, PatchNet, SoloConfig, augmented, loudness_seen
 from .store import check_label, load_weights, provenance, save_weights
 from .training import Prior, Recipe, fit
 
-# %% ../nbs/53_pairs.ipynb #9d1c6e41
+# %% ../nbs/53_pairs.ipynb #a4f71cee
 class Paired(Prior):
     "A network from the spectrum of a mix to masks of all sources. Not a prior: it has no `log_prob`."
     likelihood = False
@@ -27,13 +27,13 @@ class Paired(Prior):
         super().__init__(config)
         self.net = PatchNet(2, sources, config.window // 2, config.channels, config.depth)
 
-    def evidence(self, X): # (b, f, t) complex -> (b, k, f, t), the softmax of which are the masks
+    def masks(self, X): # (b, f, t) complex -> (b, k, f, t)
         level = (X.abs() / loudness_seen(X) + 1e-3).log()[:, :-1] / 3 + 0.7
         where = torch.linspace(-1, 1, level.shape[1], device=X.device)[None, :, None].expand_as(level)
         y = self.net(torch.stack([level, where], 1))
-        return torch.cat([y, y[:, :, -1:]], 2)
+        return torch.sigmoid(torch.cat([y, y[:, :, -1:]], 2))
 
-# %% ../nbs/53_pairs.ipynb #f5ca893e
+# %% ../nbs/53_pairs.ipynb #1fef0307
 class Together(torch.utils.data.Dataset):
     "The sources of a frame of a song behind each other, (k t,), as `fit` takes one waveform."
 
@@ -55,7 +55,7 @@ def paired_loss(model, x, generator=None): # (b, k t) -> scalar
     gains = 10 ** ((torch.rand(len(x), k, generator=generator).to(x.device) - 0.5) * 12 / 20)
     S = augmented((x / level).flatten(0, 1), window, generator, own_level=False).unflatten(0, (len(x), k)) * gains[..., None, None]
     X = S.sum(1)
-    error = (model.evidence(X).softmax(1) * X[:, None] - S).abs().square().sum((2, 3))
+    error = (model.masks(X) * X[:, None] - S).abs().square().sum((2, 3))
     energy = S.abs().square().sum((2, 3)) + 0.01 * X.abs().square().sum((1, 2))[:, None]
     return 10 * (error / energy + 1e-3).log10().mean()
 
