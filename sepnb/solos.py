@@ -62,7 +62,7 @@ class PatchNet(nn.Module):
         y = self.last(h).float().view(b, -1, 4, 2, f // 4, x.shape[-1] // 2)
         return y.permute(0, 1, 4, 2, 5, 3).reshape(b, -1, f, x.shape[-1])[..., :t]
 
-# %% ../nbs/51_solos.ipynb #e5db0326
+# %% ../nbs/51_solos.ipynb #8f9525a8
 @dataclass(frozen=True)
 class SoloConfig:
     "Window in samples, width and depth of the network, clips of foreign sounds (0: white noise alone); levels of white noise, and of the source, relative to it."
@@ -106,6 +106,10 @@ class Solo(ScorePrior):
         X = stft(x, self.config.window)
         relative = sigma / x.square().mean(1).sqrt().clamp_min(1e-6)
         return istft(torch.sigmoid(self.log_odds(X, relative)) * X, x.shape[1])
+
+    def loudness(self, t=1024):
+        "It hears everything relative to the level of what it is given, and knows no loudness."
+        return self.config.data
 
     def objective(self, recipe): # -> loss(model, x, generator)
         return rejecting_loss
