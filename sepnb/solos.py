@@ -127,15 +127,13 @@ def equaliser(n, bins, generator=None, spread=4.0, points=8): # -> (n, bins, 1)
     db = F.interpolate(spread * torch.randn(n, 1, points, generator=generator), bins, mode="linear", align_corners=True)
     return 10 ** (db / 20).transpose(1, 2)
 
-# %% ../nbs/51_solos.ipynb #b7612168
-def augmented(x, window, generator=None, own_level=True): # (b, t) -> (b, window / 2 + 1, frames) complex, of level 1 unless it is to keep its own
+# %% ../nbs/51_solos.ipynb #55b3b6d3
+def augmented(x, window, generator=None): # (b, t) -> (b, window / 2 + 1, frames) complex, of level 1 or silent
     "The spectrum of a source, made more than it was: speed within three semitones for half of the items, an equaliser, silence for 6 %."
     draw = lambda: torch.rand(len(x), generator=generator).to(x.device)
     shift = torch.where(draw() < 0.5, (2 * draw() - 1) * 3 / 12, 0)
     x = respeed(x, 2**shift)
-    if own_level:
-        x = x / (x.square().mean(1, keepdim=True).sqrt() + 1e-3)
-    x = x * (draw() > 0.06)[:, None]
+    x = x / (x.square().mean(1, keepdim=True).sqrt() + 1e-3) * (draw() > 0.06)[:, None]
     return stft(x, window) * equaliser(len(x), window // 2 + 1, generator).to(x.device)
 
 
