@@ -24,16 +24,16 @@ def activations(V, # (f, t) magnitudes
         H = H * (W.T @ (V / (W @ H + 1e-9)))
     return H
 
-# %% ../nbs/52_dictionary.ipynb #28478196
+# %% ../nbs/52_dictionary.ipynb #0dc82c13
 def misfit(V, # (..., f, t) magnitudes
            R): # the same, explained -> (...,)
-    "Kullback-Leibler divergence per unit of magnitude; frames within 34 dB of the loudest count."
-    level = V.sum(-2, keepdim=True)
+    "Kullback-Leibler divergence per unit of magnitude, whatever the level; frames within 34 dB of the loudest count, and silence fits."
+    peak, level = V.amax((-2, -1), keepdim=True).clamp_min(1e-20), V.sum(-2, keepdim=True)
     loud = level > 0.02 * level.amax(-1, keepdim=True)
-    V, R = (V + 1e-6) * loud, (R + 1e-6) * loud
-    return (torch.special.xlogy(V, V / R.clamp_min(1e-12)) - V + R).sum((-2, -1)) / V.sum((-2, -1))
+    V, R = (V / peak + 1e-6) * loud, (R / peak + 1e-6) * loud
+    return (torch.special.xlogy(V, V / R.clamp_min(1e-12)) - V + R).sum((-2, -1)) / V.sum((-2, -1)).clamp_min(1e-12)
 
-# %% ../nbs/52_dictionary.ipynb #9a320dd8
+# %% ../nbs/52_dictionary.ipynb #68670ed1
 @dataclass(frozen=True)
 class DictionaryConfig:
     "Window in samples, and how many spectra are remembered."
@@ -66,10 +66,10 @@ class Dictionary(Prior):
     @staticmethod
     def evidence(bank, X): # PriorBank of dictionaries, (b, f, t) complex -> (b, k, f, t)
         "Twice the log-magnitude of what the atoms of each class explain, all dictionaries together."
-        W = all_atoms(bank)
+        W, peak = all_atoms(bank), X.abs().amax((1, 2)).clamp_min(1e-20)
         parts = [[w @ h for w, h in zip(W.split(sizes, 1), activations(V, W).split(sizes))]
-                 for sizes in [[p.atoms.shape[1] for p in bank.priors]] for V in X.abs()]
-        return 2 * torch.stack([torch.stack(p) for p in parts]).clamp_min(1e-9).log()
+                 for sizes in [[p.atoms.shape[1] for p in bank.priors]] for V in X.abs() / peak[:, None, None]]
+        return 2 * (torch.stack([torch.stack(p) for p in parts]).clamp_min(1e-9) * peak.view(-1, 1, 1, 1)).log()
 
     @staticmethod
     def misfit(X, evidence): # (b, f, t), (b, k, f, t) -> (b,)

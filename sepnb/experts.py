@@ -19,7 +19,7 @@ from .frames import PLAYS
 from .presets import load_bank
 from .recordings import CrossFade
 
-# %% ../nbs/54_experts.ipynb #b11990cb
+# %% ../nbs/54_experts.ipynb #ad5a359c
 class Experts:
     "Priors of several kinds for the same classes, and how much each kind counts."
 
@@ -47,7 +47,7 @@ class Experts:
 
 
 WEIGHTS = {"solo": 0.5, "dictionary": 0.5} # what the row `experts` of the table of music chose on validation songs
-UNKNOWN = 0.045 # misfit of the dictionaries above which a song sounds like nothing in training: 1.2 times the largest of twelve validation songs
+UNKNOWN = 0.045 # misfit of the dictionaries above which they have no say: above that of all validation songs, see `songs-trust`
 
 
 def load_experts(weights:dict=WEIGHTS, # name of a model -> factor of its evidence

@@ -97,18 +97,21 @@ _PAGE = """<div class="mixer" style="font-family:sans-serif;max-width:42em">{tit
 const all = [...m.querySelectorAll("audio")], first = all[0], play = m.querySelector("[data-play]"), at = m.querySelector("[data-at]");
 const set = () => all.forEach(a => {{ const r = a.closest("label"); a.muted = !r.querySelector("input").checked; }});
 play.onclick = () => {{ if (first.paused) {{ all.forEach(a => a.currentTime = first.currentTime); set(); all.forEach(a => a.play()); play.textContent = "pause"; }} else {{ all.forEach(a => a.pause()); play.textContent = "play"; }} }};
+const align = () => all.forEach(a => {{ if (Math.abs(a.currentTime - first.currentTime) > 0.03) a.currentTime = first.currentTime; }});
 at.oninput = () => all.forEach(a => a.currentTime = at.value * first.duration);
-first.ontimeupdate = () => at.value = first.currentTime / (first.duration || 1);
+first.ontimeupdate = () => {{ at.value = first.currentTime / (first.duration || 1); align(); }};
 first.onended = () => play.textContent = "play";
-m.querySelectorAll("input[type=checkbox]").forEach(c => {{ c.onchange = set; c.ondblclick = () => {{ m.querySelectorAll("input[type=checkbox]").forEach(o => o.checked = o === c); set(); }}; }});
+m.querySelectorAll("input[type=checkbox]").forEach(c => {{ c.onchange = set; c.closest("label").ondblclick = () => {{ m.querySelectorAll("input[type=checkbox]").forEach(o => o.checked = o === c); set(); }}; }});
 }})(document.currentScript.parentElement)</script></div>"""
 
 
 def mixer(tracks:dict, # label -> address of a sound: all of the same length
-          title:str="", on=None): # labels that are heard at first; None is all -> text of a page
+          title:str="",
+          on=None, # labels that are heard at first; None is all
+          preload:str="auto"): # what a browser loads before it plays: "metadata" for long files -> text of a page
     "Players that run together, with a switch for each; a double click on one leaves it alone."
     row = lambda name, src: (f'<label style="display:inline-block;min-width:9em;padding:.2em"><input type="checkbox"{" checked" * (on is None or name in on)}> {html.escape(name)}'
-                             f'<audio preload="auto" src="{html.escape(src)}"></audio></label>\n')
+                             f'<audio preload="{preload}" src="{html.escape(src)}"></audio></label>\n')
     return _PAGE.format(title=f"<h3>{html.escape(title)}</h3>" if title else "", rows="".join(row(*t) for t in tracks.items()))
 
 # %% ../nbs/01_show.ipynb #cf725b79

@@ -6,8 +6,8 @@
 __all__ = ['ABSENT', 'UNSURE', 'TRUSTED', 'LEFT_OUT', 'shared', 'separated', 'SongSeparation', 'signs_of', 'separate_song',
            'songs_trust', 'songs_absent', 'songs_long']
 
-# %% ../nbs/56_songfiles.ipynb #ccb19948
-import html, json, math, os, shutil, subprocess, sys, tempfile
+# %% ../nbs/56_songfiles.ipynb #6ce300b3
+import contextlib, html, json, math, os, shutil, subprocess, sys, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,23 +20,24 @@ from . import audio
 from .audio import RATE, istft, resample, stft
 from .dictionary import Dictionary
 from .evaluation import si_sdr
-from .experts import UNKNOWN, WEIGHTS, in_pieces, load_experts
+from .experts import UNKNOWN, WEIGHTS, in_pieces, load_experts, pieces
 from .registry import DATA
 from .show import mixer
 from .store import experiment, write_whole
 
-# %% ../nbs/56_songfiles.ipynb #f958c95d
-ABSENT = 10 ** (-20 / 10) # share of the power below which a class counts as absent from a piece: chosen on validation songs, below
+# %% ../nbs/56_songfiles.ipynb #3a57a60f
+ABSENT = 10 ** (-25 / 10) # share of the power of a piece below which a class counts as absent from it, see below
 
 
 def shared(P, experts): # (1, f, frames) magnitudes of all channels together -> masks (k, f, frames), a dict of what is known about them
     "Masks of a piece in which absent classes get nothing, and signs of how far to trust them."
     masks, power = experts.masks(P)[0], P[0].square()
     part = lambda m: (m * power).sum((1, 2))
-    here = part(masks**2) > ABSENT * power.sum()
+    share = part(masks**2) / power.sum().clamp_min(1e-20)
+    here = share > ABSENT
     masks = masks * here[:, None, None]
     masks = masks / masks.sum(0).clamp_min(1e-9)
-    known = dict(heard=part(masks).clamp_min(1e-12), sure=part(masks**2), unsure=part(masks * (1 - masks)) + 1e-12)
+    known = dict(share=share, heard=part(masks).clamp_min(1e-12), sure=part(masks**2), unsure=part(masks * (1 - masks)) + 1e-12)
     if bank := experts.banks.get("dictionary"):
         known["misfit"], known["magnitude"] = Dictionary.misfit(P, Dictionary.evidence(bank, P)).item(), P.sum().item()
     return masks, known
@@ -56,7 +57,7 @@ def separated(x, # (channels, t) at `rate`
     gains = torch.nn.functional.interpolate((top / top.sum(0).clamp_min(1e-30))[None], x.shape[1], mode="linear", align_corners=True)[0]
     return stems + gains[:, None] * (x - stems.sum(0)), known
 
-# %% ../nbs/56_songfiles.ipynb #7d91ac37
+# %% ../nbs/56_songfiles.ipynb #639b5402
 UNSURE = 5.0 # dB: a stem of whose masks less is expected is doubted
 
 
@@ -70,9 +71,9 @@ class SongSeparation:
     def doubts(self): # -> sentences, none if nothing speaks against the stems
         "What speaks against the stems."
         said, s, loud = [], self.signs, self.signs.share
-        unlike = np.average(s.misfit, weights=s.magnitude) if "misfit" in s else 0.0
+        unlike = np.average(s.misfit, weights=s.magnitude + 1e-12) if "misfit" in s else 0.0
         if unlike > UNKNOWN:
-            said.append(f"the instruments sound like nothing in training (misfit {unlike:.3f}, of songs played by known ones at most {UNKNOWN}): expect much less")
+            said.append(f"as a whole it sounds unlike training (misfit {unlike:.3f}, the limit is {UNKNOWN}): expect much less")
         for name, g in s.groupby("source", sort=False):
             if not g.share.any():
                 said.append(f"no {name} was heard: its stem is silent")
@@ -88,7 +89,7 @@ def signs_of(known, start, names): # what `separated` says -> rows
                          sure=known["sure"][k].item(), unsure=known["unsure"][k].item(), **{k: known[k] for k in ("misfit", "magnitude") if k in known}))
     return rows
 
-# %% ../nbs/56_songfiles.ipynb #a7bc9414
+# %% ../nbs/56_songfiles.ipynb #25986339
 def separate_song(path, # an audio file
                   out, # the folder to write one WAV file per class and a page into
                   experts=None, # Experts; None loads those of the songs
@@ -109,19 +110,27 @@ def separate_song(path, # an audio file
     size = 4 * sound.frames * sound.channels
     if size > 4e9:
         raise ValueError(f"every stem of {path} would take {size / 1e9:.1f} GB, more than a WAV file holds; cut it into pieces")
-    made = [p for p in (out, *out.parents) if not p.exists()][::-1]
+    if Path(path).resolve() in [(out / f"{name}.wav").resolve() for name in experts.names]:
+        raise ValueError(f"{path} would be overwritten by a stem; choose another folder")
+    page, made = out / "index.html", []
+    if page.exists() and 'class="mixer"' not in page.read_text(errors="replace"):
+        raise ValueError(f"{page} is a page of something else; choose another folder")
     try:
-        for p in made:
+        for p in [p for p in (out, *out.parents) if not p.exists()][::-1]:
             p.mkdir()
+            made.append(p)
         if (free := shutil.disk_usage(out).free) < size * len(experts.names):
             raise OSError(f"the stems need {size * len(experts.names) / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free in {out}")
         return _write_stems(sound, out, experts, progress)
     except BaseException:
-        for p in made[::-1]:  # they are empty
-            p.rmdir()
+        if made:
+            page.unlink(missing_ok=True)
+        for p in made[::-1]:
+            with contextlib.suppress(OSError):
+                p.rmdir()
         raise
 
-# %% ../nbs/56_songfiles.ipynb #7e78a469
+# %% ../nbs/56_songfiles.ipynb #92942ca2
 def _write_stems(sound, out, experts, progress): # -> SongSeparation
     rows, paths = [], [out / f"{name}.wav" for name in experts.names]
     with audio.writing(paths, sound.rate, sound.channels, "FLOAT") as files, tqdm(total=round(sound.frames / sound.rate, 1), unit=" s", desc="separating", disable=not progress) as bar:
@@ -138,24 +147,24 @@ def _write_stems(sound, out, experts, progress): # -> SongSeparation
                     write(s)
                 done += stems.shape[-1]
                 bar.update(round(stems.shape[-1] / sound.rate, 1))
-    found = SongSeparation(paths, pd.DataFrame(rows))
-    write_whole(out / "index.html", _index(Path(sound.path).name, found).encode())
+        found = SongSeparation(paths, pd.DataFrame(rows))
+        write_whole(out / "index.html", _index(Path(sound.path).name, found).encode())  # before the stems appear: an error here leaves none
     return found
 
 
 def _index(name, found): # -> the page
     doubts = "".join(f"<li>{html.escape(d)}</li>" for d in found.doubts)
     return ('<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>' + html.escape(name) + "</title><body>"
-            + mixer({p.stem: p.name for p in found.paths}, name) + (f"<p>What speaks against these stems:</p><ul>{doubts}</ul>" if doubts else "<p>Nothing speaks against these stems.</p>"))
+            + mixer({p.stem: p.name for p in found.paths}, name, preload="metadata") + (f"<p>What speaks against these stems:</p><ul>{doubts}</ul>" if doubts else "<p>Nothing speaks against these stems.</p>"))
 
-# %% ../nbs/56_songfiles.ipynb #e12684b2
+# %% ../nbs/56_songfiles.ipynb #a44007ff
 TRUSTED = {"smoke": 1, "laptop": 8, "paper": 24} # songs of every set
 
 
 @experiment("songs-trust")
 def songs_trust(preset): # -> DataFrame, a row for every set, song and class
     "Misfit, promise of the masks and SI-SDR of every stem of whole songs."
-    experts, rows = load_experts(WEIGHTS, "songs", preset), []
+    experts, rows = load_experts(data="songs", preset=preset), []
     for split in ("valid", "test", "test-programs", "test-font"):
         for song in tqdm(DATA["songs"].items(split, t=16_000).songs[: TRUSTED[preset]], desc=split):
             sources = song[:]
@@ -170,27 +179,28 @@ def songs_trust(preset): # -> DataFrame, a row for every set, song and class
     frame.attrs.update(data="whole generated songs", items=TRUSTED[preset], weights_of_experts=WEIGHTS, limit=UNKNOWN)
     return frame
 
-# %% ../nbs/56_songfiles.ipynb #c5b56533
-LEFT_OUT = {"smoke": 1, "laptop": 6, "paper": 24} # songs of both sets
+# %% ../nbs/56_songfiles.ipynb #e11287da
+LEFT_OUT = {"smoke": 1, "laptop": 6, "paper": 16} # songs of both sets
 
 
 @experiment("songs-absent")
-def songs_absent(preset): # -> DataFrame, a row for every set, song and class that was left out
-    "Level of the stem of a class that is not there, and how many of the others were silenced in a piece in which they play."
-    experts, rows = load_experts(WEIGHTS, "songs", preset), []
+def songs_absent(preset): # -> DataFrame, a row for every set, song, class that was left out, piece and class
+    "The share of the power of a piece that the masks give to every class, and the true one; the absent have none."
+    experts, rows, decibel = load_experts(data="songs", preset=preset), [], lambda x: round(10 * math.log10(x + 1e-20), 1)
     for split in ("valid", "test"):
         for song in tqdm(DATA["songs"].items(split, t=16_000).songs[: LEFT_OUT[preset]], desc=split):
             for k, name in enumerate(experts.names):
                 sources = song[:]
                 sources[k] = 0
-                mix = sources.sum(0)
-                with torch.no_grad():
-                    stems = torch.cat(list(in_pieces(lambda a, b: mix[None, a:b], len(mix), lambda x: separated(x, RATE, experts)[0])), -1)[:, 0]
-                power = stems.square().sum(1) / mix.square().sum() + 1e-20
-                lost = sum(not power[j] > 1e-19 for j in range(len(sources)) if sources[j].square().sum() > 1e-2 * mix.square().sum())
-                rows.append(dict(split=split, song=song.path.stem, source=name, level=round(10 * math.log10(power[k]), 1), lost=lost))
+                for start, stop in pieces(sources.shape[1], 16 * RATE, RATE):
+                    x = sources[:, start:stop]
+                    power, mix = x.square().sum(1), x.sum(0)
+                    if power.any():
+                        share = shared(stft(mix[None], experts.window).abs(), experts)[1]["share"]
+                        rows += [dict(split=split, song=song.path.stem, left_out=name, start=start / RATE, source=s, share=decibel(float(share[j])), true=decibel(float(power[j] / mix.square().sum())))
+                                 for j, s in enumerate(experts.names)]
     frame = pd.DataFrame(rows)
-    frame.attrs.update(data="whole generated songs with one class left out", items=LEFT_OUT[preset], limit=round(10 * math.log10(ABSENT)), weights_of_experts=WEIGHTS)
+    frame.attrs.update(data="generated songs with one class left out", items=LEFT_OUT[preset], limit=decibel(ABSENT))
     return frame
 
 # %% ../nbs/56_songfiles.ipynb #67f5df60

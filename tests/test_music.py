@@ -1,9 +1,8 @@
 """Priors of music: what they may hear in training, that stems add up, files of every kind, signs of distrust."""
-import json
 import re
-import subprocess
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -140,6 +139,33 @@ def test_the_page_names_its_neighbours_alone(tmp_path, experts):
     page = (tmp_path / "stems" / "index.html").read_text()
     assert re.findall(r'src="([^"]*)"', page) == [f"{n}.wav" for n in NAMES]
     assert "<b>" not in page and str(tmp_path) not in page and "http" not in page
+
+
+def test_silence_in_a_piece_does_not_hide_what_sounds_unlike_training():
+    row = lambda start, misfit, magnitude: dict(start=start, source="bass", share=0.5, sure=1.0, unsure=0.1, misfit=misfit, magnitude=magnitude)
+    found = songfiles.SongSeparation([], pd.DataFrame([row(0, 0.2, 1000.0), row(15, 0.0, 0.0)]))
+    assert any("unlike training" in d for d in found.doubts)
+    P = torch.zeros(1, 129, 20)
+    assert songfiles.shared(P, load_experts({"solo": 1.0, "dictionary": 0.5}, "songs", "smoke"))[1]["misfit"] == 0
+
+
+def test_stems_do_not_overwrite_the_mix_or_another_page(tmp_path, experts):
+    soundfile.write(tmp_path / "bass.wav", 0.1 * np.random.default_rng(0).normal(size=8000), 16_000)
+    with pytest.raises(ValueError, match="overwritten"):
+        separate_song(tmp_path / "bass.wav", tmp_path, experts, progress=False)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "index.html").write_text("mine")
+    with pytest.raises(ValueError, match="something else"):
+        separate_song(tmp_path / "bass.wav", tmp_path / "b", experts, progress=False)
+    assert (tmp_path / "b" / "index.html").read_text() == "mine"
+
+
+def test_a_page_that_cannot_be_written_leaves_no_stem(tmp_path, experts, monkeypatch):
+    soundfile.write(tmp_path / "mix.wav", 0.1 * np.random.default_rng(0).normal(size=8000), 16_000)
+    monkeypatch.setattr(songfiles, "_index", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        separate_song(tmp_path / "mix.wav", tmp_path / "stems", experts, progress=False)
+    assert not (tmp_path / "stems").exists()
 
 
 def test_absent_classes_are_silent(experts):
