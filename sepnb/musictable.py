@@ -63,7 +63,7 @@ def _sampled(mix, sources, bank, generator, sampler, sigmas): # levels relative 
     level = mix.square().mean().sqrt().item()
     return whole(mix, lambda x: sampler(x[None] / len(bank.names), bank, tuple(level * s for s in sigmas), generator=generator)[0])
 
-# %% ../nbs/55_musictable.ipynb #3e3acb33
+# %% ../nbs/55_musictable.ipynb #c98bb2c2
 SONG_ROWS = Registry("row of the table of music")
 SONG_ROWS |= {
     "mix": SongRow("the mix itself", _itself, kind="oracle", evaluations=0),
@@ -78,7 +78,7 @@ SONG_ROWS |= {
     "solo": SongRow("denoisers of foreign sounds, shared", _product, ("solo",), seeds=3, weights=True),
     "experts": SongRow("denoisers and dictionaries, multiplied", _product, ("solo", "dictionary"), seeds=3, weights=True),
     "wary": SongRow("the same, dictionaries asked only where they fit", _product, ("solo", "dictionary"), seeds=3, weights=True),
-    "paired": SongRow("the same network, shown pairs", _paired, ("paired",), "paired", seeds=3),
+    "paired": SongRow("a network of the same kind, shown pairs", _paired, ("paired",), "paired", seeds=3),
 }
 TESTS = {"test": "instruments heard in training", "test-programs": "other programs", "test-font": "another SoundFont"}
 SONGS = {"smoke": slice(0, 1), "laptop": slice(12, 24), "paper": slice(0, 24)} # of every test set; at laptop the first twelve were read while this was written
