@@ -108,7 +108,7 @@ def songs(row):
 
 def songs_row(row, title, before):
     names = [f"separation-songs-{row}-{s}" for s in ("test", "test-programs", "test-font")]
-    return (f"| {title} | {before}`sepnb reproduce separation-songs` | one CPU core | {minutes(*names)} after training | {songs(row)}: mean SI-SDR improvement and 95 % interval over "
+    return (f"| {title} | {before}`sepnb reproduce {names[0]}` (and `-test-programs`, `-test-font`) | one CPU core | {minutes(*names)} after training | {songs(row)}: mean SI-SDR improvement and 95 % interval over "
             f"{stored(names[0])[1]['items']} songs each | - |")
 
 

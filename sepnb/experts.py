@@ -19,7 +19,7 @@ from .frames import PLAYS
 from .presets import load_bank
 from .recordings import CrossFade
 
-# %% ../nbs/54_experts.ipynb #ad5a359c
+# %% ../nbs/54_experts.ipynb #5ca035f5
 class Experts:
     "Priors of several kinds for the same classes, and how much each kind counts."
 
@@ -47,7 +47,7 @@ class Experts:
 
 
 WEIGHTS = {"solo": 0.5, "dictionary": 0.5} # what the row `experts` of the table of music chose on validation songs
-UNKNOWN = 0.045 # misfit of the dictionaries above which they have no say: above that of all validation songs, see `songs-trust`
+UNKNOWN = 0.045 # misfit of the dictionaries above which they have no say: set by hand, above those of the validation songs in `songs-trust`
 
 
 def load_experts(weights:dict=WEIGHTS, # name of a model -> factor of its evidence

@@ -57,7 +57,7 @@ def separated(x, # (channels, t) at `rate`
     gains = torch.nn.functional.interpolate((top / top.sum(0).clamp_min(1e-30))[None], x.shape[1], mode="linear", align_corners=True)[0]
     return stems + gains[:, None] * (x - stems.sum(0)), known
 
-# %% ../nbs/56_songfiles.ipynb #639b5402
+# %% ../nbs/56_songfiles.ipynb #dd61bf4c
 UNSURE = 5.0 # dB: a stem of whose masks less is expected is doubted
 
 
@@ -65,12 +65,12 @@ UNSURE = 5.0 # dB: a stem of whose masks less is expected is doubted
 class SongSeparation:
     "What `separate_song` returns."
     paths: list           # of the stems
-    signs: pd.DataFrame   # one row a piece and class: start (s), class, share of the power, expected (dB), misfit
+    signs: pd.DataFrame   # one row a piece and class: start (s), source, its share of the power, power that the masks are sure and unsure of, misfit, magnitude
 
     @property
     def doubts(self): # -> sentences, none if nothing speaks against the stems
         "What speaks against the stems."
-        said, s, loud = [], self.signs, self.signs.share
+        said, s = [], self.signs
         unlike = np.average(s.misfit, weights=s.magnitude + 1e-12) if "misfit" in s else 0.0
         if unlike > UNKNOWN:
             said.append(f"as a whole it sounds unlike training (misfit {unlike:.3f}, the limit is {UNKNOWN}): expect much less")
