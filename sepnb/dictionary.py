@@ -44,7 +44,6 @@ class DictionaryConfig:
 class Dictionary(Prior):
     "Spectra of a source, columns of `atoms` (window / 2 + 1, n) that sum to 1. It has no likelihood."
     likelihood = False
-    stored = torch.float16
 
     def __init__(self, config=DictionaryConfig()):
         super().__init__(config)

@@ -38,12 +38,19 @@ class Experts:
         return {name: type(bank.priors[0]).evidence(bank, X) for name, bank in self.banks.items()}
 
     @torch.no_grad()
-    def masks(self, X): # (b, f, t) complex -> (b, k, f, t), which add up to 1
-        total = 0
+    def judge(self, X): # (b, f, t) complex -> masks (b, k, f, t), which add up to 1; {name: misfit (b,)} of the kinds that know theirs
+        "Masks, and how badly X is explained."
+        total, misfits = 0, {}
         for name, e in self.each(X).items():
-            says = type(self.banks[name].priors[0]).misfit(X, e) <= self.limits[name] if name in self.limits else torch.ones(len(X))
+            kind = type(self.banks[name].priors[0])
+            if hasattr(kind, "misfit"):
+                misfits[name] = kind.misfit(X, e)
+            says = misfits[name] <= self.limits[name] if name in self.limits else torch.ones(len(X))
             total = total + self.weights[name] * says.view(-1, 1, 1, 1) * e
-        return total.softmax(1)
+        return total.softmax(1), misfits
+
+    def masks(self, X): # (b, f, t) complex -> (b, k, f, t), which add up to 1
+        return self.judge(X)[0]
 
 
 WEIGHTS = {"solo": 0.5, "dictionary": 0.5} # what the row `experts` of the table of music chose on validation songs

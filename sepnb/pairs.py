@@ -15,7 +15,7 @@ import torch
 from .audio import stft
 from .presets import weights_path
 from .registry import DATA, preset_name
-from .solos import SOLO, PatchNet, SoloConfig, equaliser, loudness_seen, respeed
+from .solos import SOLO, PatchNet, SoloConfig, equaliser, features, respeed
 from .store import check_label, load_weights, provenance, save_weights
 from .training import Prior, Recipe, fit
 
@@ -29,9 +29,7 @@ class Paired(Prior):
         self.net = PatchNet(2, sources, config.window // 2, config.channels, config.depth)
 
     def masks(self, X): # (b, f, t) complex -> (b, k, f, t)
-        level = (X.abs() / loudness_seen(X) + 1e-3).log()[:, :-1] / 3 + 0.7
-        where = torch.linspace(-1, 1, level.shape[1], device=X.device)[None, :, None].expand_as(level)
-        y = self.net(torch.stack([level, where], 1))
+        y = self.net(features(X))
         return torch.sigmoid(torch.cat([y, y[:, :, -1:]], 2))
 
 # %% ../nbs/55_pairs.ipynb #aa767b08

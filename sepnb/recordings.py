@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['EXPLAINED', 'HOPELESS', 'METHODS', 'DOUBT', 'REASONS', 'RUN', 'TRIALS', 'CONDITIONS', 'LONG', 'MATERIALS',
            'window_starts', 'fade', 'CrossFade', 'followed', 'pursue', 'partners', 'twice', 'Separation', 'stream',
-           'separate', 'separate_file', 'Trial', 'trust_mixes', 'bent', 'worst_source', 'trust', 'trust_table',
-           'hits_and_alarms', 'choose_doubt', 'chord', 'separation_long']
+           'separate', 'readable', 'stem_files', 'separate_file', 'Trial', 'trust_mixes', 'bent', 'worst_source',
+           'trust', 'trust_table', 'hits_and_alarms', 'choose_doubt', 'chord', 'separation_long']
 
 # %% ../nbs/37_recordings.ipynb #2ba1de8e
-import json, math, shutil, subprocess, sys, tempfile
+import contextlib, json, math, shutil, subprocess, sys, tempfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -320,37 +320,61 @@ def _separate(read, length, write, priors, method="pursuit", rate=audio.RATE, wi
     return rest / max(energy, 1e-12), pd.DataFrame(rows)
 
 # %% ../nbs/37_recordings.ipynb #d018fe70
+def readable(path, # an audio file
+             most:float=None): # magnitude that its samples may reach -> Recording
+    "A file that was read once, piece by piece, before any work: ValueError on NaN, on samples beyond `most` and on silence."
+    sound, peak = audio.Recording(path), 0.0
+    for start in range(0, sound.frames, 2**20):
+        peak = max(peak, audio.check_wave(sound.read(start, start + 2**20), max_abs=most, name=str(path)).abs().max().item())
+    if not peak > 0:
+        raise ValueError(f"{path} is {'silent' if sound.frames else 'empty'}: there is nothing to separate")
+    return sound
+
+
+@contextlib.contextmanager
+def stem_files(sound, # the Recording that is separated
+               out, # the folder to write one WAV file per source into
+               names, # of the sources
+               page=None): # a file that goes with the stems if the folder was made for them
+    # yields their paths, and for each a function that appends to it
+    "Stems at the rate and with the channels of a recording, all or none. ValueError and OSError on what cannot work, before the work."
+    out, made, size = Path(out), [], 4 * sound.frames * sound.channels
+    paths = [out / f"{name}.wav" for name in names]
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; expected a folder to write to")
+    if Path(sound.path).resolve() in [p.resolve() for p in paths]:
+        raise ValueError(f"{sound.path} would be overwritten by a stem; choose another folder")
+    if size > 4e9:
+        raise ValueError(f"every stem of {sound.path} would take {size / 1e9:.1f} GB, more than a WAV file holds; cut it into pieces")
+    try:
+        for folder in [p for p in (out, *out.parents) if not p.exists()][::-1]:
+            folder.mkdir()
+            made.append(folder)
+        if (free := shutil.disk_usage(out).free) < size * len(paths):
+            raise OSError(f"the stems need {size * len(paths) / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free in {out}")
+        with audio.writing(paths, sound.rate, sound.channels, "FLOAT") as files:
+            yield paths, files
+    except BaseException:
+        if made and page:
+            page.unlink(missing_ok=True)
+        for folder in made[::-1]:
+            with contextlib.suppress(OSError):  # somebody else's file is in it
+                folder.rmdir()
+        raise
+
+
+# %% ../nbs/37_recordings.ipynb #e1f3050a
 def separate_file(path, # an audio file
                   out, # the folder to write one WAV file per source into
                   priors="toy", # as in `separate`
                   **options): # of `separate`
     # -> Separation, with the paths in place of the stems
     "Separates a file into `out/<source>.wav`, at its own rate, channels and length; all files or none. OSError where they cannot be written."
-    sound, out, peak, made = audio.Recording(path), Path(out), 0.0, []
-    for start in range(0, sound.frames, 2**20):
-        peak = max(peak, audio.check_wave(sound.read(start, start + 2**20), max_abs=1.0 + 1e-6, name=str(path)).abs().max().item())
-    if not peak > 0:
-        raise ValueError(f"{path} is {'silent' if sound.frames else 'empty'}: there is nothing to separate")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; expected a folder to write to")
+    sound = readable(path, 1.0 + 1e-6)
     bank = load_bank("wavetable", priors) if isinstance(priors, str) else priors
-    size = 4 * sound.frames * sound.channels
-    if size > 4e9:
-        raise ValueError(f"every stem of {path} would take {size / 1e9:.1f} GB, more than a WAV file holds; cut it into pieces")
-    try:
-        for folder in [p for p in (out, *out.parents) if not p.exists()][::-1]:
-            folder.mkdir()
-            made.append(folder)
-        paths = [out / f"{name}.wav" for name in bank.names]
-        if (free := shutil.disk_usage(out).free) < size * len(paths):
-            raise OSError(f"the stems need {size * len(paths) / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free in {out}")
-        with audio.writing(paths, sound.rate, sound.channels, "FLOAT") as files:
-            write = lambda stems: [f(s) for f, s in zip(files, stems)]
-            return Separation(paths, *_separate(sound.read, sound.frames, write, bank, rate=sound.rate, **options))
-    except BaseException:
-        for folder in made[::-1]:  # they are empty
-            folder.rmdir()
-        raise
+    with stem_files(sound, out, bank.names) as (paths, files):
+        write = lambda stems: [f(s) for f, s in zip(files, stems)]
+        return Separation(paths, *_separate(sound.read, sound.frames, write, bank, rate=sound.rate, **options))
 
 # %% ../nbs/37_recordings.ipynb #083fdb6c
 @dataclass(frozen=True)

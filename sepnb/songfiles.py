@@ -7,7 +7,7 @@ __all__ = ['ABSENT', 'UNSURE', 'TRUSTED', 'LEFT_OUT', 'shared', 'separated', 'So
            'songs_trust', 'songs_absent', 'songs_long']
 
 # %% ../nbs/58_songfiles.ipynb #6ce300b3
-import contextlib, html, json, math, os, shutil, subprocess, sys, tempfile
+import html, json, math, os, subprocess, sys, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,28 +18,29 @@ from tqdm.auto import tqdm
 
 from . import audio
 from .audio import RATE, istft, resample, stft
-from .dictionary import Dictionary
-from .evaluation import si_sdr
+from .evaluation import si_sdr, si_sdr_improvement
 from .experts import UNKNOWN, WEIGHTS, in_pieces, load_experts, pieces
+from .recordings import readable, stem_files
 from .registry import DATA
 from .show import mixer
 from .store import experiment, write_whole
 
 # %% ../nbs/58_songfiles.ipynb #3a57a60f
-ABSENT = 10 ** (-25 / 10) # share of the power of a piece below which a class counts as absent from it, see below
+ABSENT = 10 ** (-20 / 10) # share of the power of a piece below which a class counts as absent from it, see below
 
 
 def shared(P, experts): # (1, f, frames) magnitudes of all channels together -> masks (k, f, frames), a dict of what is known about them
     "Masks of a piece in which absent classes get nothing, and signs of how far to trust them."
-    masks, power = experts.masks(P)[0], P[0].square()
+    masks, misfits = experts.judge(P)
+    masks, power = masks[0], P[0].square()
     part = lambda m: (m * power).sum((1, 2))
     share = part(masks**2) / power.sum().clamp_min(1e-20)
     here = share > ABSENT
     masks = masks * here[:, None, None]
     masks = masks / masks.sum(0).clamp_min(1e-9)
     known = dict(share=share, heard=part(masks).clamp_min(1e-12), sure=part(masks**2), unsure=part(masks * (1 - masks)) + 1e-12)
-    if bank := experts.banks.get("dictionary"):
-        known["misfit"], known["magnitude"] = Dictionary.misfit(P, Dictionary.evidence(bank, P)).item(), P.sum().item()
+    if "dictionary" in misfits:
+        known["misfit"], known["magnitude"] = misfits["dictionary"].item(), P.sum().item()
     return masks, known
 
 # %% ../nbs/58_songfiles.ipynb #06188c31
@@ -98,57 +99,27 @@ def separate_song(path, # an audio file
 
     ValueError on what is silent, shorter than a tenth of a second, or no sound; OSError where files cannot be written. All files or none.
     """
-    sound, out = audio.Recording(path), Path(out)
+    sound, page = readable(path), Path(out) / "index.html"
     if sound.frames < 0.1 * sound.rate:
         raise ValueError(f"{path} has {sound.frames} samples at {sound.rate} Hz; expected at least a tenth of a second")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; expected a folder to write to")
-    peak = max(audio.check_wave(sound.read(s, s + 2**20), name=str(path)).abs().max().item() for s in range(0, sound.frames, 2**20))
-    if not peak > 0:
-        raise ValueError(f"{path} is silent: there is nothing to separate")
-    experts = experts or load_experts()
-    size = 4 * sound.frames * sound.channels
-    if size > 4e9:
-        raise ValueError(f"every stem of {path} would take {size / 1e9:.1f} GB, more than a WAV file holds; cut it into pieces")
-    if Path(path).resolve() in [(out / f"{name}.wav").resolve() for name in experts.names]:
-        raise ValueError(f"{path} would be overwritten by a stem; choose another folder")
-    page, made = out / "index.html", []
     if page.exists() and 'class="mixer"' not in page.read_text(errors="replace"):
         raise ValueError(f"{page} is a page of something else; choose another folder")
-    try:
-        for p in [p for p in (out, *out.parents) if not p.exists()][::-1]:
-            p.mkdir()
-            made.append(p)
-        if (free := shutil.disk_usage(out).free) < size * len(experts.names):
-            raise OSError(f"the stems need {size * len(experts.names) / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free in {out}")
-        return _write_stems(sound, out, experts, progress)
-    except BaseException:
-        if made:
-            page.unlink(missing_ok=True)
-        for p in made[::-1]:
-            with contextlib.suppress(OSError):
-                p.rmdir()
-        raise
+    experts, rows, done = experts or load_experts(), [], 0
 
-# %% ../nbs/58_songfiles.ipynb #92942ca2
-def _write_stems(sound, out, experts, progress): # -> SongSeparation
-    rows, paths = [], [out / f"{name}.wav" for name in experts.names]
-    with audio.writing(paths, sound.rate, sound.channels, "FLOAT") as files, tqdm(total=round(sound.frames / sound.rate, 1), unit=" s", desc="separating", disable=not progress) as bar:
-        done = 0
+    def piece(x):
+        stems, known = separated(x, sound.rate, experts)
+        rows.extend(signs_of(known, done / sound.rate, experts.names))
+        return stems
 
-        def piece(x):
-            stems, known = separated(x, sound.rate, experts)
-            rows.extend(signs_of(known, done / sound.rate, experts.names))
-            return stems
-
-        with torch.no_grad():
+    with stem_files(sound, out, experts.names, page) as (paths, files), torch.no_grad():
+        with tqdm(total=round(sound.frames / sound.rate, 1), unit=" s", desc="separating", disable=not progress) as bar:
             for stems in in_pieces(sound.read, sound.frames, piece, 16 * sound.rate, sound.rate):
                 for write, s in zip(files, stems):
                     write(s)
                 done += stems.shape[-1]
                 bar.update(round(stems.shape[-1] / sound.rate, 1))
         found = SongSeparation(paths, pd.DataFrame(rows))
-        write_whole(out / "index.html", _index(Path(sound.path).name, found).encode())  # before the stems appear: an error here leaves none
+        write_whole(page, _index(Path(path).name, found).encode())  # before the stems appear: an error here leaves none
     return found
 
 
@@ -171,10 +142,10 @@ def songs_trust(preset): # -> DataFrame, a row for every set, song and class
             mix = sources.sum(0)
             with torch.no_grad():
                 stems, known = separated(mix[None], RATE, experts)
-            score, before = si_sdr(stems[:, 0], sources), si_sdr(mix.expand_as(sources), sources)
+            score, gain = si_sdr(stems[:, 0], sources), si_sdr_improvement(stems[:, 0], sources, mix)
             rows += [dict(split=split, song=song.path.stem, source=name, misfit=round(known["misfit"], 4),
                           promised=round(10 * math.log10(known["sure"][k] / known["unsure"][k] + 1e-12), 2), si_sdr=round(float(score[k]), 2),
-                          si_sdri=round(float(score[k] - before[k]), 2)) for k, name in enumerate(experts.names) if sources[k].any()]
+                          si_sdri=round(float(gain[k]), 2)) for k, name in enumerate(experts.names) if sources[k].any()]
     frame = pd.DataFrame(rows)
     frame.attrs.update(data="whole generated songs", items=TRUSTED[preset], weights_of_experts=WEIGHTS, limit=UNKNOWN)
     return frame

@@ -171,8 +171,8 @@ def test_a_page_that_cannot_be_written_leaves_no_stem(tmp_path, experts, monkeyp
 def test_absent_classes_are_silent(experts):
     "A class with a power below the threshold gets nothing, and the others share the mix."
     class Sure:
-        names, banks, window = NAMES, {}, 2048
-        def masks(self, P): return torch.tensor([0.997, 0.001, 0.001, 0.001])[None, :, None, None].expand(-1, -1, *P.shape[1:])
+        names, window = NAMES, 2048
+        def judge(self, P): return torch.tensor([0.997, 0.001, 0.001, 0.001])[None, :, None, None].expand(-1, -1, *P.shape[1:]), {}
     x = 0.1 * torch.randn(1, 16_000)
     stems, known = separated(x, 16_000, Sure())
     assert (stems[1:] == 0).all() and torch.allclose(stems[0], x, atol=1e-5)
