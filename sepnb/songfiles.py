@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ABSENT', 'UNSURE', 'TRUSTED', 'LEFT_OUT', 'shared', 'separated', 'SongSeparation', 'signs_of', 'separate_song',
-           'songs_trust', 'songs_absent', 'songs_long']
+           'trials', 'songs_trust', 'songs_absent', 'songs_long']
 
 # %% ../nbs/58_songfiles.ipynb #6ce300b3
 import html, json, math, os, subprocess, sys, tempfile
@@ -132,22 +132,37 @@ def _index(name, found): # -> the page
 TRUSTED = {"smoke": 1, "laptop": 8, "paper": 24} # songs of every set
 
 
+def trials(n): # songs of every set -> yields set, name of the song, sources (k, t), mix (t,)
+    "Validation and test songs as they are, heard instruments with one source played by another SoundFont, and with vocals, which no prior knows."
+    songs = lambda data, split: DATA[data].items(split, t=16_000).songs[:n]
+    for split in ("valid", "test", "test-programs", "test-font"):
+        for song in songs("songs", split):
+            yield split, song.path.stem, song[:], song[:].sum(0)
+    for i, (heard, other, sung) in enumerate(zip(songs("songs", "test"), songs("songs", "test-font"), songs("musdb18-songs", "test"))):
+        t = min(heard.samples, other.samples, sung.samples)
+        sources = heard[:t]
+        yield "with vocals", heard.path.stem, sources, sources.sum(0) + sung[:t][DATA["musdb18-songs"].sources.index("vocals")]
+        k = max(range(i, i + len(sources)), key=lambda j: bool(other[:][j % len(sources)].any())) % len(sources)  # the classes in turn, if they play
+        sources = torch.cat([sources[:k], other[:t][k : k + 1], sources[k + 1 :]])
+        yield "one of another SoundFont", heard.path.stem, sources, sources.sum(0)
+
+
 @experiment("songs-trust")
 def songs_trust(preset): # -> DataFrame, a row for every set, song and class
     "Misfit, promise of the masks and SI-SDR of every stem of whole songs."
-    experts, rows = load_experts(data="songs", preset=preset), []
-    for split in ("valid", "test", "test-programs", "test-font"):
-        for song in tqdm(DATA["songs"].items(split, t=16_000).songs[: TRUSTED[preset]], desc=split):
-            sources = song[:]
-            mix = sources.sum(0)
-            with torch.no_grad():
-                stems, known = separated(mix[None], RATE, experts)
-            score, gain = si_sdr(stems[:, 0], sources), si_sdr_improvement(stems[:, 0], sources, mix)
-            rows += [dict(split=split, song=song.path.stem, source=name, misfit=round(known["misfit"], 4),
-                          promised=round(10 * math.log10(known["sure"][k] / known["unsure"][k] + 1e-12), 2), si_sdr=round(float(score[k]), 2),
-                          si_sdri=round(float(gain[k]), 2)) for k, name in enumerate(experts.names) if sources[k].any()]
+    experts, rows, largest = load_experts(data="songs", preset=preset), [], 0.0
+    for split, name, sources, mix in tqdm(list(trials(TRUSTED[preset])), desc="songs"):
+        with torch.no_grad():
+            stems, known = separated(mix[None], RATE, experts)
+        score, gain = si_sdr(stems[:, 0], sources), si_sdr_improvement(stems[:, 0], sources, mix)
+        rows += [dict(split=split, song=name, source=s, misfit=round(known["misfit"], 4), promised=round(10 * math.log10(known["sure"][k] / known["unsure"][k] + 1e-12), 2),
+                      silenced=not stems[k].any().item(), si_sdr=round(float(score[k]), 2), si_sdri=round(float(gain[k]), 2)) for k, s in enumerate(experts.names) if sources[k].any()]
     frame = pd.DataFrame(rows)
-    frame.attrs.update(data="whole generated songs", items=TRUSTED[preset], weights_of_experts=WEIGHTS, limit=UNKNOWN)
+    frame.loc[frame.silenced, ["si_sdr", "si_sdri"]] = math.nan  # no finite number
+    for song in DATA["songs"].items("valid", t=16_000).songs:
+        for start, stop in pieces(song.samples, 16 * RATE, RATE):
+            largest = max(largest, *experts.judge(stft(song[start:stop].sum(0)[None], experts.window).abs())[1]["dictionary"].tolist())
+    frame.attrs.update(data="whole generated songs", items=TRUSTED[preset], weights_of_experts=WEIGHTS, limit=UNKNOWN, largest_on_valid=round(largest, 4))
     return frame
 
 # %% ../nbs/58_songfiles.ipynb #e11287da
