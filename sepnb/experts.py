@@ -27,8 +27,10 @@ class Experts:
 
     def __init__(self, banks:dict, # name of the model -> PriorBank
                  weights:dict, # name of the model -> factor of its evidence
-                 limits:dict=None): # name of the model -> misfit above which it has no say
+                 limits:dict=None, # name of the model -> misfit above which it does not know what it hears
+                 otherwise:dict=None): # factors for what one of these does not know; None: the same without it
         self.banks, self.weights, self.limits, self.names = banks, weights, limits or {}, next(iter(banks.values())).names
+        self.otherwise = {n: w for n, w in weights.items() if n not in self.limits} if otherwise is None else otherwise
 
     @property
     def window(self): # -> samples
@@ -42,14 +44,13 @@ class Experts:
     @torch.no_grad()
     def judge(self, X): # (b, f, t) complex -> masks (b, k, f, t), which add up to 1; {name: misfit (b,)} of the kinds that know theirs
         "Masks, and how badly X is explained."
-        total, misfits = 0, {}
-        for name, e in self.each(X).items():
-            kind = type(self.banks[name].priors[0])
-            if hasattr(kind, "misfit"):
-                misfits[name] = kind.misfit(X, e)
-            says = misfits[name] <= self.limits[name] if name in self.limits else torch.ones(len(X))
-            total = total + self.weights[name] * says.view(-1, 1, 1, 1) * e
-        return total.softmax(1), misfits
+        said = self.each(X)
+        misfits = {n: kind.misfit(X, e) for n, e in said.items() if hasattr(kind := type(self.banks[n].priors[0]), "misfit")}
+        known = torch.ones(len(X), dtype=torch.bool)
+        for name, limit in self.limits.items():
+            known = known & (misfits[name] <= limit)
+        factor = lambda n: torch.where(known, self.weights[n], self.otherwise.get(n, 0.0)).view(-1, 1, 1, 1)
+        return sum(factor(n) * e for n, e in said.items()).softmax(1), misfits
 
     def masks(self, X): # (b, f, t) complex -> (b, k, f, t), which add up to 1
         return self.judge(X)[0]
