@@ -77,7 +77,10 @@ def paired_loss(model, x, generator=None): # (b, k t) -> scalar
     plays = energy > 1e-3 * whole
     return torch.where(plays, 10 * (error / energy.clamp_min(1e-9) + 1e-3).log10(), 10 * error / whole).mean()
 
-# %% ../nbs/55_pairs.ipynb #a097014b
+# %% ../nbs/55_pairs.ipynb #ee221ae9
+PAIRED = {p: (c, Recipe(**{**asdict(r), "steps": 2 * r.steps, "frame": 4 * r.frame})) for p, (c, r) in SOLO.items()}
+
+
 def shown_pairs(name, kind, loss_fn, presets, data, preset, seed): # of the weights, class, what `fit` lowers, preset -> (config, recipe), ... -> model, header of its weights
     "A network that was shown pairs; trained first where its weights are missing."
     preset, sources = preset_name(preset), len(DATA[data].sources)
@@ -95,16 +98,13 @@ def shown_pairs(name, kind, loss_fn, presets, data, preset, seed): # of the weig
     check_label(meta, path, data=data, source="mix", preset=preset, seed=seed)
     return model.eval().requires_grad_(False), meta
 
-# %% ../nbs/55_pairs.ipynb #5a2eabe0
-PAIRED = {p: (c, Recipe(**{**asdict(r), "steps": 2 * r.steps, "frame": 4 * r.frame})) for p, (c, r) in SOLO.items()}
-
-
+# %% ../nbs/55_pairs.ipynb #244baef2
 def load_paired(data:str="songs", preset=None, seed:int=0): # -> Paired, minutes of its training
     "The supervised network of a data set; trained first where its weights are missing, which takes half an hour at laptop."
     model, meta = shown_pairs("paired", Paired, paired_loss, PAIRED, data, preset, seed)
     return model, meta["seconds"] / 60
 
-# %% ../nbs/55_pairs.ipynb #834a1b54
+# %% ../nbs/55_pairs.ipynb #432adeed
 @dataclass(frozen=True)
 class HybridConfig:
     "Window in samples, channels of the outermost layer, layers."
@@ -125,7 +125,7 @@ class Hybrid(Prior):
         return self.net(x[:, None])[:, :, 0]
 
     @torch.no_grad()
-    def separate(self, mix, size:int=8 * RATE): # (t,), samples of a piece -> (k, t)
+    def separate(self, mix, size:int=2 * RATE): # (t,), samples of a piece -> (k, t)
         "A mix of any length and level, in pieces that overlap by half and are faded into each other."
         level, hop = mix.square().mean().sqrt() + 1e-6, size // 2
         x = F.pad(mix / level, (hop, -len(mix) % hop + hop)).unfold(0, size, hop)
