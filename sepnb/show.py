@@ -96,8 +96,10 @@ _PAGE = """<div class="mixer" style="font-family:sans-serif;max-width:42em">{tit
 {rows}<script>(m => {{
 const all = [...m.querySelectorAll("audio")], first = all[0], play = m.querySelector("[data-play]"), at = m.querySelector("[data-at]");
 const set = () => all.forEach(a => {{ const r = a.closest("label"); a.muted = !r.querySelector("input").checked; }});
-play.onclick = () => {{ if (first.paused) {{ all.forEach(a => a.currentTime = first.currentTime); set(); all.forEach(a => a.play()); play.textContent = "pause"; }} else {{ all.forEach(a => a.pause()); play.textContent = "play"; }} }};
-const align = () => all.forEach(a => {{ if (Math.abs(a.currentTime - first.currentTime) > 0.03) a.currentTime = first.currentTime; }});
+play.onclick = () => {{ if (first.paused) {{ const t = first.ended ? 0 : first.currentTime; all.forEach(a => a.currentTime = t); set(); all.forEach(a => a.play()); play.textContent = "pause"; }} else {{ all.forEach(a => a.pause()); play.textContent = "play"; }} }};
+const align = () => all.forEach(a => {{ // a little faster or slower where it lags or leads: a seek would be heard
+  const late = first.currentTime - a.currentTime;
+  if (Math.abs(late) > 0.5) a.currentTime = first.currentTime; else a.playbackRate = Math.abs(late) > 0.01 ? 1 + Math.max(-0.05, Math.min(0.05, late)) : 1; }});
 at.oninput = () => all.forEach(a => a.currentTime = at.value * first.duration);
 first.ontimeupdate = () => {{ at.value = first.currentTime / (first.duration || 1); align(); }};
 first.onended = () => play.textContent = "play";

@@ -150,7 +150,7 @@ def trials(n): # songs of every set -> yields set, name of the song, sources (k,
 @experiment("songs-trust")
 def songs_trust(preset): # -> DataFrame, a row for every set, song and class
     "Misfit, promise of the masks and SI-SDR of every stem of whole songs."
-    experts, rows, largest = load_experts(data="songs", preset=preset), [], 0.0
+    experts, rows, largest = load_experts(preset=preset), [], 0.0
     for split, name, sources, mix in tqdm(list(trials(TRUSTED[preset])), desc="songs"):
         with torch.no_grad():
             stems, known = separated(mix[None], RATE, experts)
@@ -172,7 +172,7 @@ LEFT_OUT = {"smoke": 1, "laptop": 6, "paper": 16} # songs of both sets
 @experiment("songs-absent")
 def songs_absent(preset): # -> DataFrame, a row for every set, song, class that was left out, piece and class
     "The share of the power of a piece that the masks give to every class, and the true one; the absent have none."
-    experts, rows, decibel = load_experts(data="songs", preset=preset), [], lambda x: round(10 * math.log10(x + 1e-20), 1)
+    experts, rows, decibel = load_experts(preset=preset), [], lambda x: round(10 * math.log10(x + 1e-20), 1)
     for split in ("valid", "test"):
         for song in tqdm(DATA["songs"].items(split, t=16_000).songs[: LEFT_OUT[preset]], desc=split):
             for k, name in enumerate(experts.names):
