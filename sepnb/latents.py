@@ -51,7 +51,7 @@ def bands(f:int, n:int, growth:float=1.035): # frequencies, bands -> (n, f), row
     inside = (torch.minimum(edge[1:, None], at + 1.0) - torch.maximum(edge[:-1, None], at + 0.0)).clamp_min(0)
     return (inside / inside.sum(1, keepdim=True)).float()
 
-# %% ../nbs/54_latents.ipynb #9f44fbe9
+# %% ../nbs/54_latents.ipynb #1a11bb6b
 @dataclass(frozen=True)
 class VAEConfig:
     "Window in samples; latents, units, spectra of the decoder, bands of the encoder; floor relative to the power of a frame; weight of the divergence in training; foreign sounds as in `SoloConfig`."
@@ -68,7 +68,7 @@ class VAEConfig:
 
 
 class SpectralVAE(Prior):
-    "Variances of the spectrum of a frame, from a few latents, and latents from powers of frames. Its spectra overlap, so that it has no likelihood of waveforms."
+    "Variances of the spectrum of a frame, from a few latents, and latents from powers of frames. Frames overlap, so that it has no likelihood of waveforms."
     likelihood = False
 
     def __init__(self, config=VAEConfig()):
