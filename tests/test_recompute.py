@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
-from sepnb import audio, basin, beyond, constant, experts, langevin, likelihood, music, musictable, presets, pursuit, recordings, separation, smoothness, speed, staying, store, toy, training, typicality, worldtones
+from sepnb import (audio, basin, beyond, constant, experts, langevin, latents, likelihood, music, musictable, pairs, presets, pursuit, recordings, separation, smoothness,
+                   songfiles, speed, staying, store, toy, training, typicality, worldtones)
 from sepnb.evaluation import bss_eval, si_sdr, si_sdr_improvement
 from sepnb.frames import prepared
 from sepnb.registry import DATA, EXPERIMENTS
@@ -450,7 +451,20 @@ def test_world(used, request):
     agrees("separation-world", used, request)
 
 
-SONG_TABLES = sorted(p.stem for p in FOLDER.glob("separation-songs-*.csv"))
+SONG_TABLES = sorted(p.stem for pattern in ("separation-songs-*.csv", "separation-musdb18-*.csv") for p in FOLDER.glob(pattern))
+
+
+def rendered(data, split):
+    try:
+        prepared(data, split)
+    except FileNotFoundError:
+        pytest.skip("songs were not rendered here")
+    return DATA[data].items(split, t=16_000).songs
+
+
+def some(name, n):
+    "A number below n, by the content of the table."
+    return zlib.crc32((FOLDER / f"{name}.csv").read_bytes()) % n
 
 
 @slow
@@ -458,22 +472,82 @@ SONG_TABLES = sorted(p.stem for p in FOLDER.glob("separation-songs-*.csv"))
 def test_songs_table(name, used, request):
     "A song of every row of the table of music."
     frame, info = stored(name)
-    split = next(s for s in sorted(musictable.TESTS, key=len, reverse=True) if name.endswith(s))
+    split = next((s for s in sorted(musictable.TESTS, key=len, reverse=True) if name.endswith(s)), "test")
+    data, row = "musdb18-songs" if name.startswith("separation-musdb18") else "songs", info["row"]
+    of = [s for s in rendered(data, split) if s.path.stem in set(frame.song)]
     try:
-        prepared("songs", split)
-    except FileNotFoundError:
-        pytest.skip("songs were not rendered here")
-    row = info["row"]
-    try:
-        priors = musictable._priors(row, PRESET, 0, info["weights_chosen"])
+        priors = musictable._priors(row, PRESET, 0, info["chosen"], data)
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    songs = [s for s in DATA["songs"].items(split, t=16_000).songs if s.path.stem in set(frame.song)]
-    i = zlib.crc32((FOLDER / f"{name}.csv").read_bytes()) % len(songs)
-    sources = songs[i][:]
-    with torch.no_grad():
-        est = musictable.SONG_ROWS[row].run(sources.sum(0), sources, priors, torch.Generator().manual_seed(i))
-    ours = experts.chunk_scores(est, sources, sources.sum(0)).nanmean(0).numpy()
-    was = frame[(frame.song == songs[i].path.stem) & (frame.seed == 0)].si_sdri.to_numpy()
+    i = some(name, len(of))
+    sources = musictable.piece(of[i][:], info["samples"]) if info["samples"] else of[i][:]
+    ours = musictable._scored(row, sources, priors, i)[0].nanmean(0).numpy()
+    was = frame[(frame.song == of[i].path.stem) & (frame.seed == 0)].si_sdri.to_numpy()
     assert np.allclose(ours, was, atol=0.5 if musictable.SONG_ROWS[row].evaluations > 4 else 0.05, equal_nan=True), (ours, was)
     agrees(name, used, request)
+
+
+@slow
+def test_songs_trust(used, request):
+    "A song of every set."
+    frame, info = stored("songs-trust")
+    rendered("songs", "valid")
+    of, seen = experts.load_experts(preset=PRESET), set()
+    for split, name, sources, mix in songfiles.trials(info["items"]):
+        was = frame[(frame.split == split) & (frame.song == name)]
+        if split not in seen and name.endswith(str(some("songs-trust", 2))):
+            seen.add(split)
+            with torch.no_grad():
+                stems, known = songfiles.separated(mix[None], audio.RATE, of)
+            ours = si_sdr(stems[:, 0], sources)[sources.any(1)].numpy()
+            assert abs(known["misfit"] - was.misfit.iloc[0]) < 1e-3 and np.allclose(np.where(was.silenced, np.nan, ours), was.si_sdr, atol=0.05, equal_nan=True), (split, name)
+    assert seen == set(frame.split)
+    agrees("songs-trust", used, request)
+
+
+@slow
+def test_songs_absent(used, request, monkeypatch):
+    "The first song of both sets."
+    frame, info = stored("songs-absent")
+    first = {s: rendered("songs", s)[0].path.stem for s in ("valid", "test")}
+    monkeypatch.setitem(songfiles.LEFT_OUT, PRESET, 1)
+    ours, was = songfiles.songs_absent(PRESET), frame[frame.song == frame.split.map(first)]
+    assert np.allclose(ours.share.clip(-60), was.share.clip(-60), atol=0.3) and np.allclose(ours.true, was.true, atol=0.1)
+    agrees("songs-absent", used, request)
+
+
+@slow
+def test_songs_errors(used, request, monkeypatch):
+    "The first song of every set."
+    frame, info = stored("songs-errors")
+    rendered("songs", "test")
+    monkeypatch.setitem(musictable.COMPARED, PRESET, 1)
+    monkeypatch.setattr(musictable, "chosen", lambda row, preset: ({row: info["weights_of_experts"][row]}, []))
+    ours = musictable.songs_errors(PRESET)
+    assert np.allclose(ours.correlation, frame.merge(ours[["split", "song"]].drop_duplicates()).correlation, atol=0.01)
+    agrees("songs-errors", used, request)
+
+
+@slow
+def test_vae_valid(used, request):
+    "One song, all inferences but the long chain."
+    frame, info = stored("vae-valid")
+    of = rendered("songs", "valid")[: info["items"]]
+    i = some("vae-valid", len(of))
+    song = of[i][:]
+    middle = song[:, max(0, song.shape[1] // 2 - 4 * audio.RATE) :][:, : 8 * audio.RATE]
+    bank, dictionaries = (presets.load_bank(m, "songs", PRESET) for m in ("spectral-vae", "dictionary"))
+    ours = pd.DataFrame(latents.inferences(PRESET, middle, bank, dictionaries, False))
+    was = frame[(frame.song == i) & ~frame.inference.isin(["product", "MCEM, long"])]
+    assert np.allclose(ours.si_sdri, was.si_sdri, atol=0.3) and (ours.start.to_numpy() == was.start.to_numpy()).all()
+    agrees("vae-valid", used, request)
+
+
+@slow
+def test_hdemucs_valid(used, request, monkeypatch):
+    "The first song."
+    frame, info = stored("hdemucs-valid")
+    first = rendered("songs", "valid")[0].path.stem
+    monkeypatch.setitem(pairs.CHECKED, PRESET, 1)
+    assert np.allclose(pairs.hdemucs_valid(PRESET).si_sdri, frame[frame.song == first].si_sdri, atol=0.05, equal_nan=True)
+    agrees("hdemucs-valid", used, request)
