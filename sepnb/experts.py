@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'OTHERWISE', 'UNKNOWN', 'SAME', 'FACTORS', 'Experts', 'load_experts', 'masked', 'pieces', 'in_pieces',
-           'whole', 'chunk_scores', 'by_song', 'weighed']
+           'whole', 'chunk_scores', 'by_song', 'grid', 'weighed']
 
 # %% ../nbs/53_experts.ipynb #75c59c3a
 from itertools import product
@@ -56,8 +56,8 @@ class Experts:
         return self.judge(X)[0]
 
 
-WEIGHTS = {"solo": 0.25, "dictionary": 0.25, "notes": 0.25} # what the row `all` of the table of music chose on validation songs
-OTHERWISE = {"solo": 0.5, "notes": 0.25} # and the row `notes-solo`: where dictionaries do not know what they hear
+WEIGHTS = {"solo": 0.25, "dictionary": 0.25, "notes": 0.125, "spectral-vae": 0.25} # what the row `all` of the table of music chose on validation songs
+OTHERWISE = {"solo": 0.5} # and the row `solo`: where dictionaries do not know what they hear; `notes-heldout` says why notes do not help there
 UNKNOWN = 0.0384 # misfit of the dictionaries above which they have no say: 1.1 times the largest of all pieces of the validation songs, see `songs-trust`
 
 
@@ -133,20 +133,21 @@ def by_song(frame, # DataFrame with seed, song, si_sdri, chunks
     return v.mean(), *np.quantile(means, [0.025, 0.975]), len(v)
 
 # %% ../nbs/53_experts.ipynb #f26c4276
-FACTORS = {1: (0.25, 0.5, 0.75, 1.0, 1.5), 2: (0.25, 0.5, 0.75, 1.0), 3: (0.125, 0.25, 0.375, 0.5)} # to choose from, by the number of experts
+FACTORS = {1: (0.25, 0.5, 0.75, 1.0, 1.5), 2: (0.25, 0.5, 0.75, 1.0), 3: (0.125, 0.25, 0.375, 0.5), 4: (0.125, 0.25, 0.375)} # to choose from, by the number of experts
+
+
+def grid(names): # of models -> list of {name: factor}
+    "Every combination of factors."
+    return [dict(zip(names, f)) for f in product(FACTORS[len(names)], repeat=len(names))]
 
 
 def weighed(experts, songs, # list of (k, t)
-            grid=None): # factors to try -> DataFrame: a column of factors for each expert, si_sdri in dB; the best first
-    "Every combination of factors from a grid, scored on songs."
-    names, window, rows = list(experts.banks), experts.window, {}
-    grid = grid or FACTORS[len(names)]
+            tries): # list of {name: factor}; experts that are not named have no say -> list of dB, the mean over songs
+    "Combinations of factors, scored on songs. Every expert is asked once."
+    scores = []
     for sources in songs:
         mix = sources.sum(0)
         with torch.no_grad():
-            said = experts.each(stft(mix[None], window))
-        for factors in product(grid, repeat=len(names)):
-            est = masked(mix, lambda X: sum(f * said[n] for f, n in zip(factors, names)).softmax(1), window)
-            rows.setdefault(factors, []).append(np.nanmean(chunk_scores(est, sources, mix)))
-    frame = pd.DataFrame([dict(zip(names, f), si_sdri=np.mean(v)) for f, v in rows.items()])
-    return frame.sort_values("si_sdri", ascending=False, ignore_index=True)
+            said = experts.each(stft(mix[None], experts.window))
+        scores.append([np.nanmean(chunk_scores(masked(mix, lambda X: sum(f * said[n] for n, f in factors.items()).softmax(1), experts.window), sources, mix)) for factors in tries])
+    return np.mean(scores, 0).tolist()

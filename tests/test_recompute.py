@@ -522,7 +522,7 @@ def test_songs_errors(used, request, monkeypatch):
     frame, info = stored("songs-errors")
     rendered("songs", "test")
     monkeypatch.setitem(musictable.COMPARED, PRESET, 1)
-    monkeypatch.setattr(musictable, "chosen", lambda row, preset: ({row: info["weights_of_experts"][row]}, []))
+    monkeypatch.setattr(musictable, "chosen", lambda row, preset: {row: info["weights_of_experts"][row]})
     ours = musictable.songs_errors(PRESET)
     assert np.allclose(ours.correlation, frame.merge(ours[["split", "song"]].drop_duplicates()).correlation, atol=0.01)
     agrees("songs-errors", used, request)
