@@ -100,7 +100,7 @@ def test_shipped_weights_are_small_and_drums_have_no_notes():
 
 
 def test_notes_are_experts_as_any(song):
-    experts = load_experts({"notes": 0.5, "solo": 0.5}, "songs", "smoke")
+    experts = load_experts({"notes": 0.5, "solo": 0.5}, None, preset="smoke")
     X = stft(song.sum(0)[None, : 2 * RATE], experts.window)
     masks = experts.masks(X)
     assert masks.shape == (1, 4, *X.shape[1:]) and torch.allclose(masks.sum(1), torch.ones(1), atol=1e-4)
