@@ -10,7 +10,6 @@ __all__ = ['WEIGHTS', 'OTHERWISE', 'UNKNOWN', 'SAME', 'FACTORS', 'Experts', 'loa
 from itertools import product
 
 import numpy as np
-import pandas as pd
 import torch
 
 from .audio import RATE, istft, stft
