@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import combinations
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
@@ -23,11 +22,10 @@ from tqdm.auto import tqdm
 from .audio import RATE, stft
 from .evaluation import bss_eval, ideal_ratio_mask, si_sdr_improvement
 from .experts import by_song, chunk_scores, grid, load_experts, masked, weighed, whole
-from .frames import PLAYS
 from .langevin import ALONE, ANNEALED, DOWN, langevin
 from .pairs import load_hdemucs, load_paired
 from .presets import load_bank, training_table
-from .registry import DATA, MODELS, Registry
+from .registry import DATA, Registry
 from .samplers import coordinate, dirac, falling, projection
 from .show import mp3
 from .songs import PLAYERS, excerpts
