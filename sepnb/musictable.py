@@ -228,12 +228,13 @@ def separate_musdb18(preset, row): # -> DataFrame
     return score_row(preset, row, "musdb18-songs", "test")
 
 
-def training_minutes(row, preset, data="songs"): # -> minutes of training, all classes
+def training_minutes(row, preset, data="songs"): # -> minutes of training, all classes; NaN where the weights are not shipped
     "What the headers of the weights of the first training run say."
     how = SONG_ROWS[row]
-    if how.kind == "paired":
-        return NETWORKS[row](data, preset)[1]
-    return sum(training_table(m, data, preset).seconds.sum() for m in how.models) / 60
+    try:
+        return NETWORKS[row](data, preset)[1] if how.kind == "paired" else sum(training_table(m, data, preset).seconds.sum() for m in how.models) / 60
+    except FileNotFoundError:
+        return math.nan
 
 
 # %% ../nbs/57_musictable.ipynb #32e1b18e
@@ -259,7 +260,7 @@ def music_table(preset=None): # -> DataFrame
                 cells[said], of = f"{mean:.1f} ({low:.1f} to {high:.1f})", of or info
         if cells:
             rows.append({"": {"oracle": "oracle", "paired": "saw pairs"}.get(how.kind, "solos"), "method": how.label, **cells, "songs": of["items"], "seeds": of["seeds"],
-                         "training (min)": round(training_minutes(row, of["preset"], how.data[0])), "evaluations": of["evaluations"], "CPU s per s": round(of["seconds_per_second"], 3)})
+                         "training (min)": f"{training_minutes(row, of['preset'], how.data[0]):.0f}".replace("nan", ""), "evaluations": of["evaluations"], "CPU s per s": round(of["seconds_per_second"], 3)})
     table = pd.DataFrame(rows).set_index(["", "method"])
     return table[[c for c in table.columns if c in COLUMNS.values()] + [c for c in table.columns if c not in COLUMNS.values()]].fillna("")
 
