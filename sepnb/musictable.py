@@ -271,7 +271,7 @@ def museval_table(preset=None): # -> DataFrame, dB
     for row, how in SONG_ROWS.items():
         for split, said in COLUMNS.items():
             frame, _ = stored(row, split, preset)
-            if frame is not None and frame.sdr.notna().any():
+            if frame is not None and "sdr" in frame and frame.sdr.notna().any():
                 out.setdefault(said, {})[how.label] = frame.groupby("source").sdr.median().mean()
     return pd.DataFrame(out).round(1)
 
