@@ -319,14 +319,15 @@ def songs_errors(preset): # -> DataFrame, a row for every set, song, pair of exp
     return frame
 
 # %% ../nbs/57_musictable.ipynb #92874f7f
-HEARD = {"smoke": 1024, "laptop": 32_768, "paper": 65_536} # samples
+HEARD = {"smoke": 1024, "laptop": 16_384, "paper": 65_536} # samples
 
 
 @experiment("songs-langevin")
 def songs_langevin(preset): # -> DataFrame, a row for every set and source, with the sound as a data URI
     "Langevin dynamics from noise with FloWaveNets on the beginning of a shipped song of each test set."
     row, names, rows = "flowavenet", ("drums", "bass", "other"), []
-    bank, eta = _priors(row, preset, 0, chosen_eta(row, preset)[0], "musdb18-songs")
+    what = chosen_eta(row, preset)[0] if preset == "smoke" else result(f"separation-musdb18-{row}", preset)[1]["chosen"]
+    bank, eta = _priors(row, preset, 0, what, "musdb18-songs")
     bank = PriorBank({n: p for n, p in zip(bank.names, bank.priors) if n in names})
     for split in tqdm(TESTS, desc="sets"):
         stems = dict(zip(PLAYERS, excerpts(split)[0][:][:, 8000 : 8000 + HEARD[preset]]))
