@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sepnb import (audio, basin, beyond, constant, experts, langevin, latents, likelihood, music, musictable, pairs, presets, pursuit, recordings, separation, smoothness,
+from sepnb import (audio, basin, beyond, constant, experts, langevin, latents, likelihood, music, musictable, pairs, polyphony, presets, pursuit, recordings, separation, smoothness,
                    songfiles, speed, staying, store, toy, training, typicality, worldtones)
 from sepnb.evaluation import bss_eval, si_sdr, si_sdr_improvement
 from sepnb.frames import prepared
@@ -476,11 +476,11 @@ def test_songs_table(name, used, request):
     data, row = "musdb18-songs" if name.startswith("separation-musdb18") else "songs", info["row"]
     of = [s for s in rendered(data, split) if s.path.stem in set(frame.song)]
     try:
-        priors = musictable._priors(row, PRESET, 0, info["chosen"], data)
+        priors = musictable._priors(row, PRESET, 0, info.get("chosen"), data)
     except FileNotFoundError as error:
         pytest.skip(str(error))
     i = some(name, len(of))
-    sources = musictable.piece(of[i][:], info["samples"]) if info["samples"] else of[i][:]
+    sources = musictable.piece(of[i][:], info["samples"]) if info.get("samples") else of[i][:]
     ours = musictable._scored(row, sources, priors, i)[0].nanmean(0).numpy()
     was = frame[(frame.song == of[i].path.stem) & (frame.seed == 0)].si_sdri.to_numpy()
     assert np.allclose(ours, was, atol=0.5 if musictable.SONG_ROWS[row].evaluations > 4 else 0.05, equal_nan=True), (ours, was)
@@ -551,3 +551,40 @@ def test_hdemucs_valid(used, request, monkeypatch):
     monkeypatch.setitem(pairs.CHECKED, PRESET, 1)
     assert np.allclose(pairs.hdemucs_valid(PRESET).si_sdri, frame[frame.song == first].si_sdri, atol=0.05, equal_nan=True)
     agrees("hdemucs-valid", used, request)
+
+
+@slow
+def test_notes_valid(used, request, monkeypatch):
+    "The first song, with the factors that are stored."
+    frame, info = stored("notes-valid")
+    first = rendered("songs", "valid")[0].path.stem
+    best = {row: tuple(float(f) for f in g.factors.astype(str).iloc[0].split()) for row, g in frame.groupby("row")}
+    monkeypatch.setitem(polyphony.READ, PRESET, 1)
+    monkeypatch.setattr(polyphony, "factors_tried", lambda names: [best[" x ".join(names)]])
+    ours = polyphony.notes_valid(PRESET)
+    was = frame[frame.song == first]
+    assert (ours.row.to_numpy() == was.row.to_numpy()).all() and np.allclose(ours.si_sdri, was.si_sdri, atol=0.05, equal_nan=True)
+    agrees("notes-valid", used, request)
+
+
+@slow
+def test_notes_heldout(used, request, monkeypatch):
+    "The first song of either kind."
+    frame, info = stored("notes-heldout")
+    first = {kind: rendered("songs", split)[0].path.stem for kind, split in (("unheard", "train"), ("heard", "valid"))}
+    monkeypatch.setitem(polyphony.HELD, PRESET, 1)
+    ours, was = polyphony.notes_heldout(PRESET), frame[frame.song == frame.kind.map(first)]
+    assert np.allclose(ours.si_sdri, was.si_sdri, atol=0.1, equal_nan=True)
+    agrees("notes-heldout", used, request)
+
+
+@slow
+def test_songs_limit(used, request, monkeypatch):
+    "The first song of either kind, all validation songs with the dictionaries that are shipped."
+    frame, info = stored("songs-limit")
+    rendered("songs", "valid")
+    monkeypatch.setitem(songfiles.LIMITED, PRESET, 1)
+    ours = songfiles.songs_limit(PRESET)
+    both = ours.merge(frame, on=["kind", "song", "start"])
+    assert len(both) == len(ours) and np.allclose(both.misfit_x, both.misfit_y, atol=2e-3)
+    agrees("songs-limit", used, request)
