@@ -510,8 +510,9 @@ def test_songs_absent(used, request, monkeypatch):
     "The first song of both sets."
     frame, info = stored("songs-absent")
     first = {s: rendered("songs", s)[0].path.stem for s in ("valid", "test")}
-    monkeypatch.setitem(songfiles.LEFT_OUT, PRESET, 1)
-    ours, was = songfiles.songs_absent(PRESET), frame[frame.song == frame.split.map(first)]
+    with monkeypatch.context() as quick:  # what is patched is part of the hash
+        quick.setitem(songfiles.LEFT_OUT, PRESET, 1)
+        ours, was = songfiles.songs_absent(PRESET), frame[frame.song == frame.split.map(first)]
     assert np.allclose(ours.share.clip(-60), was.share.clip(-60), atol=0.3) and np.allclose(ours.true, was.true, atol=0.1)
     agrees("songs-absent", used, request)
 
@@ -521,9 +522,10 @@ def test_songs_errors(used, request, monkeypatch):
     "The first song of every set."
     frame, info = stored("songs-errors")
     rendered("songs", "test")
-    monkeypatch.setitem(musictable.COMPARED, PRESET, 1)
-    monkeypatch.setattr(musictable, "chosen", lambda row, preset: {row: info["weights_of_experts"][row]})
-    ours = musictable.songs_errors(PRESET)
+    with monkeypatch.context() as quick:  # what is patched is part of the hash
+        quick.setitem(musictable.COMPARED, PRESET, 1)
+        quick.setattr(musictable, "chosen", lambda row, preset: {row: info["weights_of_experts"][row]})
+        ours = musictable.songs_errors(PRESET)
     assert np.allclose(ours.correlation, frame.merge(ours[["split", "song"]].drop_duplicates()).correlation, atol=0.01)
     agrees("songs-errors", used, request)
 
@@ -548,8 +550,10 @@ def test_hdemucs_valid(used, request, monkeypatch):
     "The first song."
     frame, info = stored("hdemucs-valid")
     first = rendered("songs", "valid")[0].path.stem
-    monkeypatch.setitem(pairs.CHECKED, PRESET, 1)
-    assert np.allclose(pairs.hdemucs_valid(PRESET).si_sdri, frame[frame.song == first].si_sdri, atol=0.05, equal_nan=True)
+    with monkeypatch.context() as quick:  # what is patched is part of the hash
+        quick.setitem(pairs.CHECKED, PRESET, 1)
+        ours = pairs.hdemucs_valid(PRESET)
+    assert np.allclose(ours.si_sdri, frame[frame.song == first].si_sdri, atol=0.05, equal_nan=True)
     agrees("hdemucs-valid", used, request)
 
 
@@ -559,9 +563,10 @@ def test_notes_valid(used, request, monkeypatch):
     frame, info = stored("notes-valid")
     first = rendered("songs", "valid")[0].path.stem
     best = {row: tuple(float(f) for f in g.factors.astype(str).iloc[0].split()) for row, g in frame.groupby("row")}
-    monkeypatch.setitem(polyphony.READ, PRESET, 1)
-    monkeypatch.setattr(polyphony, "factors_tried", lambda names: [best[" x ".join(names)]])
-    ours = polyphony.notes_valid(PRESET)
+    with monkeypatch.context() as quick:  # what is patched is part of the hash
+        quick.setitem(polyphony.READ, PRESET, 1)
+        quick.setattr(polyphony, "factors_tried", lambda names: [best[" x ".join(names)]])
+        ours = polyphony.notes_valid(PRESET)
     was = frame[frame.song == first]
     assert (ours.row.to_numpy() == was.row.to_numpy()).all() and np.allclose(ours.si_sdri, was.si_sdri, atol=0.05, equal_nan=True)
     agrees("notes-valid", used, request)
@@ -572,8 +577,9 @@ def test_notes_heldout(used, request, monkeypatch):
     "The first song of either kind."
     frame, info = stored("notes-heldout")
     first = {kind: rendered("songs", split)[0].path.stem for kind, split in (("unheard", "train"), ("heard", "valid"))}
-    monkeypatch.setitem(polyphony.HELD, PRESET, 1)
-    ours, was = polyphony.notes_heldout(PRESET), frame[frame.song == frame.kind.map(first)]
+    with monkeypatch.context() as quick:  # what is patched is part of the hash
+        quick.setitem(polyphony.HELD, PRESET, 1)
+        ours, was = polyphony.notes_heldout(PRESET), frame[frame.song == frame.kind.map(first)]
     assert np.allclose(ours.si_sdri, was.si_sdri, atol=0.1, equal_nan=True)
     agrees("notes-heldout", used, request)
 
@@ -583,8 +589,9 @@ def test_songs_limit(used, request, monkeypatch):
     "The first song of either kind, all validation songs with the dictionaries that are shipped."
     frame, info = stored("songs-limit")
     rendered("songs", "valid")
-    monkeypatch.setitem(songfiles.LIMITED, PRESET, 1)
-    ours = songfiles.songs_limit(PRESET)
+    with monkeypatch.context() as quick:  # what is patched is part of the hash
+        quick.setitem(songfiles.LIMITED, PRESET, 1)
+        ours = songfiles.songs_limit(PRESET)
     both = ours.merge(frame, on=["kind", "song", "start"])
     assert len(both) == len(ours) and np.allclose(both.misfit_x, both.misfit_y, atol=2e-3)
     agrees("songs-limit", used, request)
