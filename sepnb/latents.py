@@ -50,7 +50,7 @@ def bands(f:int, n:int, growth:float=1.035): # frequencies, bands -> (n, f), row
     inside = (torch.minimum(edge[1:, None], at + 1.0) - torch.maximum(edge[:-1, None], at + 0.0)).clamp_min(0)
     return (inside / inside.sum(1, keepdim=True)).float()
 
-# %% ../nbs/55_latents.ipynb #1a11bb6b
+# %% ../nbs/55_latents.ipynb #22317e83
 @dataclass(frozen=True)
 class VAEConfig:
     "Window in samples; latents, units, spectra of the decoder, bands of the encoder; floor relative to the power of a frame; weight of the divergence in training; foreign sounds as in `SoloConfig`."
@@ -65,7 +65,7 @@ class VAEConfig:
     low: float = 1e-2
     high: float = 3.0
 
-
+# %% ../nbs/55_latents.ipynb #1a11bb6b
 class SpectralVAE(Prior):
     "Variances of the spectrum of a frame, from a few latents, and latents from powers of frames. Frames overlap, so that it has no likelihood of waveforms."
     likelihood = False

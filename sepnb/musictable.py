@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SONG_ROWS', 'BOTH', 'ALL', 'TESTS', 'SONGS', 'CHOSEN_ON', 'SEEDS', 'NETWORKS', 'PIECE', 'COLUMNS', 'COMPARED',
            'HEARD', 'SongRow', 'piece', 'songs_choice', 'chosen', 'chosen_eta', 'score_row', 'separate_songs',
-           'separate_musdb18', 'training_minutes', 'stored', 'music_table', 'museval_table', 'seeds_table',
+           'separate_musdb18', 'training_minutes', 'stored', 'music_table', 'seeds_table', 'museval_table',
            'class_table', 'songs_errors', 'songs_langevin']
 
 # %% ../nbs/57_musictable.ipynb #fe315e32
@@ -176,6 +176,13 @@ def chosen(row, preset): # -> {model: factor}; two of these, known and otherwise
     best = tried[tried.row == (how.like or row)].sort_values("si_sdri", ascending=False).iloc[0]
     return {m: float(best[SONG_ROWS[how.like or row].models[i]]) for i, m in enumerate(how.models)}
 
+# %% ../nbs/57_musictable.ipynb #965aceee
+def _scored(row, sources, priors, seed): # -> (pieces, k) dB, estimates (k, t), CPU seconds
+    mix, start = sources.sum(0), time.process_time()
+    with torch.no_grad():
+        est = SONG_ROWS[row].run(mix, sources, priors, torch.Generator().manual_seed(seed))
+    return chunk_scores(est, sources, mix), est, time.process_time() - start
+
 
 @lru_cache
 def chosen_eta(row, preset): # -> {"eta": step size}, what was tried: list of dict
@@ -189,14 +196,7 @@ def chosen_eta(row, preset): # -> {"eta": step size}, what was tried: list of di
         tried.append(dict(eta=eta, si_sdri=round(score.nanmean().item(), 3)))
     return {"eta": max(tried, key=lambda r: r["si_sdri"])["eta"]}, tried
 
-
-def _scored(row, sources, priors, seed): # -> (pieces, k) dB, estimates (k, t), CPU seconds
-    mix, start = sources.sum(0), time.process_time()
-    with torch.no_grad():
-        est = SONG_ROWS[row].run(mix, sources, priors, torch.Generator().manual_seed(seed))
-    return chunk_scores(est, sources, mix), est, time.process_time() - start
-
-
+# %% ../nbs/57_musictable.ipynb #2c269b69
 def score_row(preset, row, data, split): # -> DataFrame, a row for every seed, song and source
     "SI-SDR improvement of every source of every song, the mean over its pieces; for the first training run museval's SDR, too."
     how, rows, spent, heard = SONG_ROWS[row], [], 0.0, 0.0
@@ -215,7 +215,7 @@ def score_row(preset, row, data, split): # -> DataFrame, a row for every seed, s
                        evaluations=how.evaluations, seconds_per_second=round(spent / heard, 4), samples=PIECE[preset] if how.sizes else None)
     return frame
 
-
+# %% ../nbs/57_musictable.ipynb #fc461908
 @experiment("separation-songs", row=SONG_ROWS, split=TESTS, where=lambda row, split: "songs" in SONG_ROWS[row].data)
 def separate_songs(preset, row, split): # -> DataFrame
     "A row of the table on one test set of the songs, see `score_row`."
@@ -227,7 +227,7 @@ def separate_musdb18(preset, row): # -> DataFrame
     "A row of the table on generated songs in the layout of musdb18, see `score_row`."
     return score_row(preset, row, "musdb18-songs", "test")
 
-
+# %% ../nbs/57_musictable.ipynb #ec51853f
 def training_minutes(row, preset, data="songs"): # -> minutes of training, all classes; NaN where the weights are not shipped
     "What the headers of the weights of the first training run say."
     how = SONG_ROWS[row]
@@ -235,7 +235,6 @@ def training_minutes(row, preset, data="songs"): # -> minutes of training, all c
         return NETWORKS[row](data, preset)[1] if how.kind == "paired" else sum(training_table(m, data, preset).seconds.sum() for m in how.models) / 60
     except FileNotFoundError:
         return math.nan
-
 
 # %% ../nbs/57_musictable.ipynb #32e1b18e
 COLUMNS = {**TESTS, "musdb18": "the layout of musdb18"}
@@ -264,18 +263,7 @@ def music_table(preset=None): # -> DataFrame
     table = pd.DataFrame(rows).set_index(["", "method"])
     return table[[c for c in table.columns if c in COLUMNS.values()] + [c for c in table.columns if c not in COLUMNS.values()]].fillna("")
 
-
-def museval_table(preset=None): # -> DataFrame, dB
-    "museval's SDR (medians over seconds, then over songs, the mean over sources) of the first training run."
-    out = {}
-    for row, how in SONG_ROWS.items():
-        for split, said in COLUMNS.items():
-            frame, _ = stored(row, split, preset)
-            if frame is not None and "sdr" in frame and frame.sdr.notna().any():
-                out.setdefault(said, {})[how.label] = frame.groupby("source").sdr.median().mean()
-    return pd.DataFrame(out).round(1)
-
-
+# %% ../nbs/57_musictable.ipynb #519ed495
 def seeds_table(preset=None): # -> DataFrame, dB
     "Mean SI-SDR improvement of every training run, where there are several."
     out = []
@@ -286,7 +274,18 @@ def seeds_table(preset=None): # -> DataFrame, dB
                 out += [{"method": how.label, "run": seed, said: by_song(f)[0]} for seed, f in frame.groupby("seed")]
     return pd.DataFrame(out).groupby(["method", "run"], sort=False).first().round(2) if out else pd.DataFrame()
 
+# %% ../nbs/57_musictable.ipynb #adf5b18e
+def museval_table(preset=None): # -> DataFrame, dB
+    "museval's SDR (medians over seconds, then over songs, the mean over sources) of the first training run."
+    out = {}
+    for row, how in SONG_ROWS.items():
+        for split, said in COLUMNS.items():
+            frame, _ = stored(row, split, preset)
+            if frame is not None and "sdr" in frame and frame.sdr.notna().any():
+                out.setdefault(said, {})[how.label] = frame.groupby("source").sdr.median().mean()
+    return pd.DataFrame(out).round(1)
 
+# %% ../nbs/57_musictable.ipynb #1af76431
 def class_table(split, rows=None, preset=None): # -> DataFrame, dB
     "Mean over songs of every class."
     out = {}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TUNINGS', 'FRAMES', 'FLAT', 'SPARSE', 'SOFT', 'COUNT', 'NOTES', 'ROWS', 'FACTORS', 'READ', 'HELD', 'COUNTS',
            'partials', 'lobe', 'combs', 'bands', 'factorised', 'spectra', 'instruments', 'to_bytes', 'from_bytes',
-           'NotesConfig', 'Notes', 'flatness', 'loud', 'explained', 'roll', 'separated_by', 'factors_tried',
+           'flatness', 'loud', 'NotesConfig', 'Notes', 'explained', 'roll', 'separated_by', 'factors_tried',
            'evidences', 'notes_valid', 'classes_table', 'program_of', 'without_program', 'notes_heldout']
 
 # %% ../nbs/54_polyphony.ipynb #6c1e1acc
@@ -107,7 +107,24 @@ def to_bytes(levels): # (..., n) -> (..., n) uint8
 def from_bytes(levels): # uint8 -> float
     return torch.where(levels < 255, 10 ** (-levels.float() / 40), 0)
 
-# %% ../nbs/54_polyphony.ipynb #e95f2a45
+# %% ../nbs/54_polyphony.ipynb #f58b64dd
+FRAMES = {"instrument": 1200, "drums": 3000} # that are looked at
+FLAT = 0.2 # spectral flatness above which a class is drums
+
+
+def flatness(V): # (f, n) that sum to 1 -> mean over frames, 0 for a tone, 0.85 for white noise
+    "Geometric over arithmetic mean of the magnitudes."
+    return ((V + 1e-9).log().mean(0).exp() / V.mean(0)).mean().item()
+
+
+def loud(V, n, generator): # (items, f, t) -> (f, at most n)
+    "Frames within 34 dB of the loudest, drawn at random, each brought to sum 1."
+    V = V.transpose(1, 2).flatten(0, 1)
+    level = V.sum(1)
+    V = (V / level.clamp_min(1e-9)[:, None])[level > 0.02 * level.max()]
+    return V[torch.randperm(len(V), generator=generator)[:n]].T
+
+# %% ../nbs/54_polyphony.ipynb #662d34ad
 @dataclass(frozen=True)
 class NotesConfig:
     "Window in samples, instruments of a class, lowest note (MIDI), notes, partials; spectra that are no combs: for each instrument, and of drums."
@@ -119,11 +136,7 @@ class NotesConfig:
     noises: int = 3
     hits: int = 128
 
-
-FRAMES = {"instrument": 1200, "drums": 3000} # that are looked at
-FLAT = 0.2 # spectral flatness above which a class is drums
-
-
+# %% ../nbs/54_polyphony.ipynb #e95f2a45
 class Notes(Prior):
     "Levels of the partials of every note of some instruments, and spectra that are no combs. It has no likelihood."
     likelihood = False
@@ -172,19 +185,6 @@ class Notes(Prior):
     def misfit(X, evidence): # (b, f, t), (b, k, f, t) -> (b,)
         "How badly all notes together explain a spectrum, from what they said about it."
         return misfit(X.abs(), (evidence / 2).exp().sum(1))
-
-
-def flatness(V): # (f, n) that sum to 1 -> mean over frames, 0 for a tone, 0.85 for white noise
-    "Geometric over arithmetic mean of the magnitudes."
-    return ((V + 1e-9).log().mean(0).exp() / V.mean(0)).mean().item()
-
-
-def loud(V, n, generator): # (items, f, t) -> (f, at most n)
-    "Frames within 34 dB of the loudest, drawn at random, each brought to sum 1."
-    V = V.transpose(1, 2).flatten(0, 1)
-    level = V.sum(1)
-    V = (V / level.clamp_min(1e-9)[:, None])[level > 0.02 * level.max()]
-    return V[torch.randperm(len(V), generator=generator)[:n]].T
 
 # %% ../nbs/54_polyphony.ipynb #ffad888d
 SPARSE, SOFT = 2e-3, 0.01 # weight of the penalty and level of a soft note, relative to the mix

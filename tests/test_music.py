@@ -39,15 +39,16 @@ class _Deaf:
         return x
 
 
-def test_the_prior_of_a_class_learns_the_same_whatever_the_other_classes_play():
-    "Trained on songs whose other stems are noise, a denoiser gets the same weights bit for bit."
+@pytest.mark.parametrize("model", ["solo", "dictionary", "notes", "spectral-vae"])
+def test_the_prior_of_a_class_learns_the_same_whatever_the_other_classes_play(model):
+    "Trained on songs whose other stems are noise, a prior gets the same weights bit for bit."
     states = []
     for deaf in (False, True):
         frames = DATA["songs"].items("train", t=4096)
         if deaf:
             frames.songs = [_Deaf(s, 3) for s in frames.songs]
-        prior = new_prior("solo", "songs", "piano", "smoke")
-        prior.learn(SourceFrames(frames, "piano"), recipe_for("solo", "songs", "smoke")[1], progress=False)
+        prior = new_prior(model, "songs", "piano", "smoke")
+        prior.learn(SourceFrames(frames, "piano"), recipe_for(model, "songs", "smoke")[1], progress=False)
         states.append(prior.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values()))
 

@@ -595,3 +595,15 @@ def test_songs_limit(used, request, monkeypatch):
     both = ours.merge(frame, on=["kind", "song", "start"])
     assert len(both) == len(ours) and np.allclose(both.misfit_x, both.misfit_y, atol=2e-3)
     agrees("songs-limit", used, request)
+
+
+@slow
+def test_songs_choice(used, request):
+    "The factors that every row chose, on all songs that it chose on."
+    frame, info = stored("songs-choice")
+    songs = [s[:] for s in rendered("songs", "valid")[: info["items"]]]
+    best = frame.loc[frame.groupby("row").si_sdri.idxmax()]
+    tries = [{m: row[m] for m in musictable.ALL if pd.notna(row[m])} for _, row in best.iterrows()]
+    ours = experts.weighed(experts.load_experts({m: 1.0 for m in musictable.ALL}, None, preset=PRESET), songs, tries)
+    assert np.allclose(ours, best.si_sdri, atol=0.05)
+    agrees("songs-choice", used, request)
