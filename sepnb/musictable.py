@@ -201,7 +201,8 @@ def score_row(preset, row, data, split): # -> DataFrame, a row for every seed, s
     "SI-SDR improvement of every source of every song, the mean over its pieces; for the first training run museval's SDR, too."
     how, rows, spent, heard = SONG_ROWS[row], [], 0.0, 0.0
     what, tried = chosen_eta(row, preset) if how.sizes else (chosen(row, preset), [])
-    songs, seeds = DATA[data].items(split, t=16_000).songs[SONGS[preset]][: how.most], min(how.seeds, SEEDS[preset])
+    songs = DATA[data].items(split, t=16_000).songs[SONGS[preset]][: how.most]
+    seeds = min(how.seeds, SEEDS[preset]) if data == "songs" else 1  # one training run in the layout of musdb18
     for seed in range(seeds):
         priors = _priors(row, preset, seed, what, data)
         for i, song in enumerate(tqdm(songs, desc=f"{row}, {data}, {split}, seed {seed}")):
