@@ -93,10 +93,10 @@ def read_header(data:bytes, name="the file"): # the beginning of a file -> Heade
         raise ValueError(f"the header of {name} is damaged: {error}") from None
     return header, len(MAGIC) + len(line) + 1
 
-# %% ../nbs/62_codefile.ipynb #70667ad4
+# %% ../nbs/62_codefile.ipynb #bc4d9625
 def load_codec(model:str="rqvae-codes", data:str="songs", preset=None, hash:str=None): # hash: the only weights that will do -> RQVAE, path of its weights
     "Shipped or trained weights of a codec. ValueError on one that is not known, FileNotFoundError where they are missing."
-    if model not in CODECS or data not in DATA:
+    if model not in CODECS or not DATA[data].music:
         raise ValueError(f"unknown codec {model!r} of {data!r}; choose one of {', '.join(CODECS)}, of a data set of songs")
     path = weights_path(model, data, "mix", preset_name(preset))
     if not path.exists():
