@@ -6,7 +6,7 @@
 __all__ = ['MAGIC', 'SIZE', 'OVERLAP', 'CODECS', 'pack', 'unpack', 'Header', 'read_header', 'load_codec', 'encode_file', 'Coded',
            'open_codes', 'decode_file', 'OneStep', 'separate_in_one_step']
 
-# %% ../nbs/62_codefile.ipynb #a3180e45
+# %% ../nbs/62_codefile.ipynb #22931e4f
 import html, json, math, struct, zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from .audio import RATE, resample
 from .experts import in_pieces, pieces
 from .presets import weights_path
 from .recordings import readable, stem_files
-from .registry import DATA, PRESET_NAMES, preset_name
+from .registry import DATA, preset_name
 from .rqvae import LOSSES, load_rqvae
 from .show import mixer
 from .store import file_hash, write_whole

@@ -6,13 +6,12 @@
 __all__ = ['RQT', 'SHORT', 'turned', 'Block', 'RQTransformerConfig', 'RQTransformer', 'drawn', 'song_codes', 'Windows',
            'rqt_loss', 'load_rqtransformer', 'unigram', 'nll_by_stage', 'rqtransformer', 'rqtransformer_variants']
 
-# %% ../nbs/66_rqtransformer.ipynb #c34e1bd6
+# %% ../nbs/66_rqtransformer.ipynb #69590ba4
 import time
 from dataclasses import asdict, dataclass, replace
 from math import log
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,7 @@ from .codefile import load_codec
 from .pairs import CHECKED
 from .presets import weights_path
 from .registry import DATA, preset_name
-from .store import check_label, experiment, file_hash, load_tensors, load_weights, provenance, save_weights
+from .store import check_label, experiment, file_hash, load_weights, provenance, save_weights
 from .training import Prior, Recipe, fit
 
 # %% ../nbs/66_rqtransformer.ipynb #93bb990c

@@ -5,22 +5,21 @@
 # %% auto #0
 __all__ = ['SHARED', 'SoloCodecConfig', 'SoloCodec', 'codec_loss', 'solocodec_cross', 'solocodec_choice']
 
-# %% ../nbs/65_solocodec.ipynb #a9e10189
+# %% ../nbs/65_solocodec.ipynb #b6f8d2e5
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from .audio import RATE, istft, stft
+from .audio import istft, stft
 from .experts import FACTORS, Experts, load_experts, masked, weighed, whole
-from .musictable import CHOSEN_ON, SONG_ROWS, SongRow, separate_songs
+from .musictable import CHOSEN_ON, SONG_ROWS, SongRow
 from .presets import load_bank
 from .registry import DATA, MODELS, Model
 from .rqvae import RQVAE, RQVAEConfig
 from .solos import augmented, rest
-from .store import experiment, result
+from .store import experiment
 from .training import Recipe
 from .vq import drawn_from
 
