@@ -221,15 +221,15 @@ RQ = {"smoke": (RQVAEConfig(4, quantizers=3, codes=8), Recipe(steps=6, batch=2, 
 LOSSES = {"paper": (rqvae_loss, 1), "snr": (snr_loss, 2)}  # and how many steps it takes in the time of one: mel spectrograms cost as much as the network
 
 
-def rqvae_presets(skips:bool=True, loss:str="paper"): # -> {preset: (config, recipe)}
-    "What `RQ` says, for a variant of the model."
-    return {p: (replace(c, skips=skips), replace(r, steps=LOSSES[loss][1] * r.steps)) for p, (c, r) in RQ.items()}
+def rqvae_presets(skips:bool=True, loss:str="paper", longer:int=1): # -> {preset: (config, recipe)}
+    "What `RQ` says, for a variant of the model, trained for so many times as many steps."
+    return {p: (replace(c, skips=skips), replace(r, steps=longer * LOSSES[loss][1] * r.steps)) for p, (c, r) in RQ.items()}
 
 
-def load_rqvae(data:str="songs", preset=None, seed:int=0, skips:bool=True, loss:str="paper"): # -> RQVAE, minutes of its training
+def load_rqvae(data:str="songs", preset=None, seed:int=0, skips:bool=True, loss:str="paper", longer:int=1): # -> RQVAE, minutes of its training
     "The model of a data set; trained first where its weights are missing, which takes a quarter of an hour of CPU at laptop."
-    name = "rqvae" + "-codes" * (not skips) + f"-{loss}" * (loss != "paper")
-    model, meta = shown_pairs(name, RQVAE, LOSSES[loss][0], rqvae_presets(skips, loss), data, preset, seed)
+    name = "rqvae" + "-codes" * (not skips) + f"-{loss}" * (loss != "paper") + f"-{longer}x" * (longer > 1)
+    model, meta = shown_pairs(name, RQVAE, LOSSES[loss][0], rqvae_presets(skips, loss, longer), data, preset, seed)
     return model, meta["seconds"] / 60
 
 # %% ../nbs/61_rqvae.ipynb #86eba8fd
