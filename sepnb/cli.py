@@ -132,7 +132,7 @@ def encode(mix: Annotated[Path, typer.Argument(help="an audio file: any sample r
            out: Annotated[Path, typer.Argument(help="the file of codes to write")],
            priors: Annotated[str, typer.Option(help="the data set whose codec is used: songs or slakh")] = "songs"):
     "Separate a song and write bass, drums, guitar and piano as one small file of codes."
-    from sepnb.codefile import encode_file
+    from sepnb.codefile import CODEC, encode_file
 
     header, rate = encode_file(mix, out, data=_shown(priors, "rqvae-codes"))
     typer.echo(f"{out}: {out.stat().st_size} bytes for {header.samples / header.rate:.1f} s, {rate / 1000:.2f} kbit/s for all sources together")

@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 from .audio import RATE, istft
 from .experts import chunk_scores, whole
 from .pairs import CHECKED, Together, played, shown_pairs
-from .registry import DATA
+from .presets import weights_path
+from .registry import DATA, preset_name
 from .store import experiment
 from .training import Prior, Recipe, fit
 from .vq import drawn_from, perplexity, quantised, residual_vq, usage
@@ -221,16 +222,21 @@ RQ = {"smoke": (RQVAEConfig(4, quantizers=3, codes=8), Recipe(steps=6, batch=2, 
 LOSSES = {"paper": (rqvae_loss, 1), "snr": (snr_loss, 2)}  # and how many steps it takes in the time of one: mel spectrograms cost as much as the network
 
 
-def rqvae_presets(skips:bool=True, loss:str="paper", longer:int=1): # -> {preset: (config, recipe)}
-    "What `RQ` says, for a variant of the model, trained for so many times as many steps."
-    return {p: (replace(c, skips=skips), replace(r, steps=longer * LOSSES[loss][1] * r.steps)) for p, (c, r) in RQ.items()}
+def rqvae_presets(skips:bool=True, loss:str="paper", then:str=None): # -> {preset: (config, recipe)}
+    "What `RQ` says, for a variant of the model. What goes on with another loss does so at half the learning rate."
+    last = then or loss
+    return {p: (replace(c, skips=skips), replace(r, steps=LOSSES[last][1] * r.steps, lr=r.lr / 2 if then else r.lr)) for p, (c, r) in RQ.items()}
 
 
-def load_rqvae(data:str="songs", preset=None, seed:int=0, skips:bool=True, loss:str="paper", longer:int=1): # -> RQVAE, minutes of its training
+def load_rqvae(data:str="songs", preset=None, seed:int=0, skips:bool=True, loss:str="paper", then:str=None): # then: the loss that training goes on with -> RQVAE, minutes of its (last) training
     "The model of a data set; trained first where its weights are missing, which takes a quarter of an hour of CPU at laptop."
-    name = "rqvae" + "-codes" * (not skips) + f"-{loss}" * (loss != "paper") + f"-{longer}x" * (longer > 1)
-    model, meta = shown_pairs(name, RQVAE, LOSSES[loss][0], rqvae_presets(skips, loss, longer), data, preset, seed)
+    name, kind = "rqvae" + "-codes" * (not skips) + f"-{loss}" * (loss != "paper") + (f"-then-{then}" if then else ""), RQVAE
+    if then and not weights_path(name, data, "mix", preset_name(preset), seed=seed).exists():
+        first = load_rqvae(data, preset, seed, skips, loss)[0].requires_grad_(True).train()
+        kind = lambda config, sources: first
+    model, meta = shown_pairs(name, kind, LOSSES[then or loss][0], rqvae_presets(skips, loss, then), data, preset, seed)
     return model, meta["seconds"] / 60
+
 
 # %% ../nbs/61_rqvae.ipynb #86eba8fd
 SHORT = {"smoke": 3, "laptop": 130, "paper": 6000}  # steps with the paper's loss
