@@ -24,12 +24,12 @@ from .evaluation import bss_eval, ideal_ratio_mask, si_sdr_improvement
 from .experts import by_song, chunk_scores, grid, load_experts, masked, weighed, whole
 from .langevin import ALONE, ANNEALED, DOWN, langevin
 from .pairs import load_hdemucs, load_paired
-from .presets import load_bank, training_table
+from .presets import load_bank, training_table, weights_path
 from .registry import DATA, Registry
 from .samplers import coordinate, dirac, falling, projection
 from .show import mp3
 from .songs import PLAYERS, excerpts
-from .store import experiment, result
+from .store import experiment, load_tensors, result
 from .training import PriorBank
 from .wavenet import SoftWaveNet
 
@@ -233,7 +233,9 @@ def training_minutes(row, preset, data="songs"): # -> minutes of training, all c
     "What the headers of the weights of the first training run say."
     how = SONG_ROWS[row]
     try:
-        return NETWORKS[row](data, preset)[1] if how.kind == "paired" else sum(training_table(m, data, preset).seconds.sum() for m in how.models) / 60
+        if how.kind == "paired":
+            return load_tensors(weights_path(how.models[0], data, "mix", preset))[1]["seconds"] / 60
+        return sum(training_table(m, data, preset).seconds.sum() for m in how.models) / 60
     except FileNotFoundError:
         return math.nan
 
