@@ -63,7 +63,7 @@ def codes_table(preset=None): # -> DataFrame
             rows.append({"method": SONG_ROWS[row].label, **cells, "songs": of["items"], "seeds": of["seeds"], "CPU s per s": round(of["seconds_per_second"], 3), "preset": of["preset"]})
     return pd.DataFrame(rows).set_index("method").fillna("")
 
-# %% ../nbs/63_codesknow.ipynb #4ba6f3ba
+# %% ../nbs/63_codesknow.ipynb #96302697
 @experiment("rqvae-mel")
 def rqvae_mel(preset): # -> DataFrame, a row for every way, song and class
     "Distance of mel spectrograms and SI-SDR improvement, validation songs."
@@ -75,7 +75,7 @@ def rqvae_mel(preset): # -> DataFrame, a row for every way, song and class
         found = {"silence": torch.zeros_like(sources), "the mix itself": mix.expand_as(sources), **{name: run(mix, sources, model, None) for name, (run, model) in ways.items()}}
         for name, est in found.items():
             v = chunk_scores(est, sources, mix)
-            rows += [dict(way=name, song=song.path.stem, source=s, mel=round(mel_loss(est[k] / level, sources[k] / level).item(), 3), si_sdri=round(float(v[:, k].nanmean()), 2)) for k, s in enumerate(SOURCES)]
+            rows += [dict(way=name, song=song.path.stem, source=s, mel=round(mel_loss(est[k : k + 1] / level, sources[k : k + 1] / level).item(), 3), si_sdri=round(float(v[:, k].nanmean()), 2)) for k, s in enumerate(SOURCES)]
     frame = pd.DataFrame(rows)
     frame.attrs.update(data="validation songs, generated", items=CHECKED[preset])
     return frame
