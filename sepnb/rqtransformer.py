@@ -158,10 +158,10 @@ def drawn(logits, temperature=1.0, top_p=1.0, generator=None): # (b, codes) -> (
     p = torch.where(p.cumsum(-1) - p < top_p, p, 0.0)
     return order.gather(-1, torch.multinomial(p, 1, generator=generator))[:, 0]
 
-# %% ../nbs/66_rqtransformer.ipynb #0839db69
+# %% ../nbs/66_rqtransformer.ipynb #aaa4a889
 def song_codes(split, data="songs", preset=None, most=None): # -> list of (frames, q) int64, a song each
     "Codes of whole songs at their own level."
-    codec, _ = load_codec(data=data, preset=preset)
+    codec, _ = load_codec(data, preset)
     songs = DATA[data].items(split, t=RATE).songs[:most]
     with torch.no_grad():
         return [codec.encode((m / (m.square().mean().sqrt() + 1e-6))[None])[0] for m in (s[:].sum(0) for s in tqdm(songs, desc=f"codes of {split}", leave=False))]
@@ -189,7 +189,7 @@ def rqt_loss(model, x, generator=None): # (b, frames q) -> nats a code
 
 
 RQT = {"smoke": (RQTransformerConfig(3, 8, 16, 2, 1, 8, 16, 1), Recipe(steps=6, batch=2, frame=3 * 40, lr=1e-3)),
-       "laptop": (RQTransformerConfig(), Recipe(steps=800, batch=8, frame=8 * 320, lr=2e-3, gamma=0.5, clip=1.0)),
+       "laptop": (RQTransformerConfig(), Recipe(steps=500, batch=8, frame=8 * 320, lr=2e-3, gamma=0.5, clip=1.0)),
        "paper": (RQTransformerConfig(12, 4096, 1024, 4, 12, 440, 1024, 4), Recipe(steps=100_000, batch=16, frame=12 * 440, lr=3e-4, clip=1.0))}
 
 

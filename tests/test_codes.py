@@ -131,7 +131,7 @@ def test_saved_and_loaded_it_says_the_same(model, tmp_path):
 
 
 def test_a_transformer_of_another_codec_is_refused(tmp_path, monkeypatch):
-    for name in ("rqtransformer", "rqvae-codes-then-snr"):
+    for name in ("rqtransformer", "rqvae-codes"):
         path = weights_path(name, "songs", "mix", "smoke")
         to = tmp_path / "weights" / "smoke" / "songs" / path.name
         to.parent.mkdir(parents=True, exist_ok=True)
