@@ -89,14 +89,14 @@ def first_stages(model, codes, stages:int, length:int): # RQVAE without skips, (
     z = residual_decode(codes.flatten(0, 1)[:, :stages], model.rvq.codebooks).unflatten(0, codes.shape[:2])
     return model.built(z, [None] * (len(model.config.strides) + 1), length)
 
-# %% ../nbs/63_codesknow.ipynb #1fb8d335
+# %% ../nbs/63_codesknow.ipynb #04727fb1
 @experiment("rqvae-cost")
 def rqvae_cost(preset): # -> DataFrame, a row for every method
     "Operations and CPU seconds of a piece of four seconds, every method in turn, the best of three."
     mix = 0.1 * torch.randn(4 * RATE, generator=torch.Generator().manual_seed(0))
     model, paired, hybrid, experts, bank = load_rqvae(preset=preset)[0], load_paired(preset=preset)[0], load_hdemucs(preset=preset)[0], load_experts(preset=preset), load_bank("solo", "songs", preset)
     ways = {"RQ-VAE, skips": (1, lambda: model.separate(mix)), "a network that makes masks": (1, lambda: masked(mix, paired.masks, paired.config.window)),
-            "Hybrid Demucs": (3, lambda: hybrid.separate(mix)), "all four kinds of priors": (1, lambda: masked(mix, experts.masks, experts.window)),
+            "Hybrid Demucs": (5, lambda: hybrid.separate(mix)), "all four kinds of priors": (float("nan"), lambda: masked(mix, experts.masks, experts.window)),
             "coordinate denoising": (8, lambda: coordinate(mix[None] / 4, bank, falling(0.5, 0.02, 2), generator=torch.Generator().manual_seed(0)))}
     rows = []
     for name, (evaluations, run) in tqdm(ways.items()):
