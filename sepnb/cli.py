@@ -134,7 +134,7 @@ def encode(mix: Annotated[Path, typer.Argument(help="an audio file: any sample r
     "Separate a song and write bass, drums, guitar and piano as one small file of codes."
     from sepnb.codefile import CODEC, encode_file
 
-    header, rate = encode_file(mix, out, data=_shown(priors, "rqvae-codes"))
+    header, rate = encode_file(mix, out, data=_shown(priors, CODEC))
     typer.echo(f"{out}: {out.stat().st_size} bytes for {header.samples / header.rate:.1f} s, {rate / 1000:.2f} kbit/s for all sources together")
 
 
