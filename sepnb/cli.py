@@ -104,7 +104,7 @@ def _in_one_step(mix, out, data):
 
     found = separate_in_one_step(mix, out, data=_shown(data, "rqvae"))
     typer.echo("\n".join(str(p) for p in (*found.paths, out / "index.html")))
-    typer.echo(f"{found.residual:.1f} dB of the mix, below 8 kHz, are in no stem; a network that was shown pairs says nothing else about how far to trust it")
+    typer.echo(f"what the stems leave is {-found.residual:.1f} dB below the mix, up to 8 kHz; a network that was shown pairs says nothing else about how far to trust it")
 
 
 def _shown(data, model): # -> the data set whose weights there are

@@ -6,9 +6,9 @@
 __all__ = ['MAGIC', 'SIZE', 'OVERLAP', 'CODEC', 'pack', 'unpack', 'Header', 'read_header', 'load_codec', 'encode_file', 'Coded',
            'open_codes', 'decode_file', 'OneStep', 'separate_in_one_step']
 
-# %% ../nbs/62_codefile.ipynb #c4f9de76
+# %% ../nbs/62_codefile.ipynb #1503e833
 import html, json, math, struct, zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +38,14 @@ def unpack(data:bytes, bits:int, count:int): # -> (count,) int64
     digits = np.unpackbits(np.frombuffer(data, np.uint8), count=count * bits).reshape(count, bits)
     return digits.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1))
 
-# %% ../nbs/62_codefile.ipynb #dec2261b
+# %% ../nbs/62_codefile.ipynb #ce3f539c
 MAGIC, SIZE, OVERLAP = b"sepnb codes 1\n", 16 * RATE, RATE
 CODEC = "rqvae-codes" # the model without skips, trained with the paper's loss
 
 
 @dataclass(frozen=True)
 class Header:
-    "Which weights made the codes (`model` of `data` at `preset`, its file's `hash`), the `rate` in Hz and number of `samples` of the sources, rate and channels of the file that was coded."
+    "Which weights made the codes (`model` of `data` at `preset`, its file's `hash`), the `rate` in Hz and number of `samples` of the sources, rate and channels of the file that was coded, and how many bytes follow this header, checksum included."
     model: str
     data: str
     preset: str
@@ -54,6 +54,7 @@ class Header:
     samples: int
     from_rate: int
     from_channels: int
+    bytes: int
 
     @property
     def length(self): # -> samples, whole seconds; the last one is filled with zeros
@@ -87,13 +88,13 @@ def read_header(data:bytes, name="the file"): # the beginning of a file -> Heade
         if not end:
             raise ValueError("it is cut short")
         header = Header(**json.loads(line))
-        if header.samples < 1 or any(type(getattr(header, f)) is not kind for f, kind in Header.__annotations__.items()):
+        if min(header.samples, header.rate) < 1 or any(type(getattr(header, f)) is not kind for f, kind in Header.__annotations__.items()):
             raise ValueError("a value is not what it should be")
     except (ValueError, TypeError) as error:
         raise ValueError(f"the header of {name} is damaged: {error}") from None
     return header, len(MAGIC) + len(line) + 1
 
-# %% ../nbs/62_codefile.ipynb #6f856b34
+# %% ../nbs/62_codefile.ipynb #5aa7ef06
 def load_codec(data:str="songs", preset=None, hash:str=None): # hash: the only weights that will do -> RQVAE, path of its weights
     "Shipped or trained weights of the codec. ValueError on what is no data set of songs, FileNotFoundError where they are missing."
     if not DATA[data].music:
@@ -101,7 +102,7 @@ def load_codec(data:str="songs", preset=None, hash:str=None): # hash: the only w
     path = weights_path(CODEC, data, "mix", preset_name(preset))
     if not path.exists():
         raise FileNotFoundError(f"there are no weights of {CODEC} for {data} at {preset_name(preset)}; they come from sepnb.rqvae.load_rqvae({data!r}, {preset_name(preset)!r}, skips=False)")
-    if hash and file_hash(path) != hash:
+    if hash is not None and file_hash(path) != hash:
         raise ValueError(f"these codes were made by other weights ({hash}) than those in {path.name} ({file_hash(path)}); only the very same ones decode them")
     return load_rqvae(data, preset, skips=False)[0], path
 
@@ -113,7 +114,8 @@ def encode_file(path, # an audio file of any rate, channels and length
     sound, (net, weights) = readable(path), load_codec(data, preset)
     if Path(out).resolve() == Path(path).resolve():
         raise ValueError(f"{path} would be overwritten by its codes; choose another file")
-    header = Header(CODEC, data, preset_name(preset), file_hash(weights), RATE, math.ceil(sound.frames * RATE / sound.rate), sound.rate, sound.channels)
+    header = Header(CODEC, data, preset_name(preset), file_hash(weights), RATE, math.ceil(sound.frames * RATE / sound.rate), sound.rate, sound.channels, 4)
+    header = replace(header, bytes=4 + sum(_bytes(net.config, stop - start) for start, stop in header.pieces))
     parts, at = [MAGIC + json.dumps(asdict(header)).encode() + b"\n"], lambda n: round(n * sound.rate / RATE)
     for start, stop in tqdm(header.pieces, desc="encoding", disable=not progress):
         x = resample(sound.read(at(start), at(stop)).mean(0), sound.rate, RATE)[: stop - start]
@@ -124,7 +126,7 @@ def encode_file(path, # an audio file of any rate, channels and length
     write_whole(out, content + struct.pack("<I", zlib.crc32(content)))
     return header, 8 * (len(content) + 4) / (sound.frames / sound.rate)
 
-# %% ../nbs/62_codefile.ipynb #a2ae9534
+# %% ../nbs/62_codefile.ipynb #3bb2570b
 @dataclass
 class Coded:
     "A file of codes that was checked, as a recording of `frames` samples that is decoded piece by piece."
@@ -152,16 +154,17 @@ def open_codes(path): # -> Coded
         raise FileNotFoundError(f"no file of codes at {path}")
     content = path.read_bytes()
     header, begin = read_header(content, path.name)
+    if len(content) - begin != header.bytes:
+        raise ValueError(f"{path.name} is {'cut short' if len(content) - begin < header.bytes else 'too long'}: its header promises {header.bytes} bytes after it, there are {len(content) - begin}")
+    if struct.unpack("<I", content[-4:])[0] != zlib.crc32(content[:-4]):
+        raise ValueError(f"{path.name} is damaged: its checksum is wrong")
     if header.model != CODEC:
         raise ValueError(f"unknown codec {header.model!r} in {path.name}; this is a decoder of {CODEC}")
     model, _ = load_codec(header.data, header.preset, header.hash)
     if header.rate != RATE:
         raise ValueError(f"{path.name} has a rate of {header.rate} Hz, but {header.model} was trained at {RATE} Hz")
-    whole = begin + sum(_bytes(model.config, stop - start) for start, stop in header.pieces) + 4
-    if len(content) != whole:
-        raise ValueError(f"{path.name} is {'cut short' if len(content) < whole else 'too long'}: its header promises {whole} bytes, it has {len(content)}")
-    if struct.unpack("<I", content[-4:])[0] != zlib.crc32(content[:-4]):
-        raise ValueError(f"{path.name} is damaged: its checksum is wrong")
+    if header.bytes != 4 + sum(_bytes(model.config, stop - start) for start, stop in header.pieces):
+        raise ValueError(f"{path.name} is damaged: {header.samples} samples do not take {header.bytes} bytes")
     return Coded(path, header, model, content[begin:-4])
 
 

@@ -6,8 +6,8 @@
 __all__ = ['STEPS', 'VARIANTS', 'GRID', 'Dilated', 'Attends', 'Attentive', 'Unexpiring', 'Orderless', 'orderless_loss',
            'rqvae_variants', 'trials', 'tried', 'rqvae_search']
 
-# %% ../nbs/64_rqvariants.ipynb #ff920741
-import json, time
+# %% ../nbs/64_rqvariants.ipynb #e0c66c85
+import hashlib, json, time
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -65,7 +65,7 @@ class Unexpiring(RQVAE):
         super().__init__(config, sources)
         self.rvq = residual_vq(config.width, config.quantizers, config.codes, expire=0)
 
-# %% ../nbs/64_rqvariants.ipynb #7fda7704
+# %% ../nbs/64_rqvariants.ipynb #60c2b7fc
 class Orderless(RQVAE):
     "From mixes (b, t) and sources (b, k, t), of which `given` (b, k) says which may be listened to, to all sources."
 
@@ -104,8 +104,8 @@ class Orderless(RQVAE):
 def orderless_loss(model, x, generator=None): # (b, k t) -> scalar
     "The three terms of the paper, of the sources that were not given."
     k = model.last.out_channels
-    given = (torch.rand(len(x), k, generator=generator) < torch.rand(len(x), 1, generator=generator)).to(x.device)
-    given[:, 0] &= ~given.all(1)  # something is left to estimate
+    many = torch.randint(k, (len(x), 1), generator=generator)  # at least one is left to estimate
+    given = (torch.rand(len(x), k, generator=generator).argsort(1).argsort(1) < many).to(x.device)
     heard = {}
 
     def estimate(mix): # `shown` makes the mixes and their sources
@@ -115,12 +115,12 @@ def orderless_loss(model, x, generator=None): # (b, k t) -> scalar
     estimate.last = model.last
     _, s = shown(estimate, x, generator)
     found = model.estimated(heard["mix"], s, given.float())
-    open_ = (~given)[..., None]
-    return BALANCE["mel"] * mel_loss(found.sources * open_, s * open_) + BALANCE["mse"] * ((found.sources - s) * open_).square().sum() / open_.expand_as(s).sum() + BALANCE["commitment"] * found.commitment.sum()
+    est, s = found.sources[~given], s[~given]
+    return BALANCE["mel"] * mel_loss(est, s) + BALANCE["mse"] * F.mse_loss(est, s) + BALANCE["commitment"] * found.commitment.sum()
 
-# %% ../nbs/64_rqvariants.ipynb #0100c1e9
+# %% ../nbs/64_rqvariants.ipynb #a3bfcf8d
 STEPS = {"smoke": 3, "laptop": 130, "paper": 6000}
-VARIANTS = {"as printed": (RQVAE, rqvae_loss, (0,)), "dilated convolutions": (Dilated, rqvae_loss, (0,)), "self-attention for the LSTM": (Attentive, rqvae_loss, (0,)),
+VARIANTS = {"unchanged": (RQVAE, rqvae_loss, (0,)), "dilated convolutions": (Dilated, rqvae_loss, (0,)), "self-attention for the LSTM": (Attentive, rqvae_loss, (0,)),
             "codes do not expire": (Unexpiring, rqvae_loss, (0,)), "orderless": (Orderless, orderless_loss, (0, 1, 8))} # class, loss, rounds of Gibbs sampling in use
 
 
@@ -139,7 +139,8 @@ def rqvae_variants(preset): # -> DataFrame, a row for every variant, song and cl
 
         def look(step, model):
             model.eval()
-            codes = torch.cat([model(s[:, : 16_000 * 4].sum(0)[None] / 0.1).codes[0] for s in (song[:] for song in DATA["songs"].items("valid", t=16_000).songs[:2])])
+            mixes = [song[:].sum(0) for song in DATA["songs"].items("valid", t=16_000).songs[:2]]
+            codes = torch.cat([model(m[None] / m.square().mean().sqrt()).codes[0] for m in mixes])
             model.train()
             curves.append(dict(variant=name, step=step, used=round(usage(codes, config.codes).mean().item(), 3), perplexity=round(perplexity(codes, config.codes).mean().item(), 2)))
 
@@ -154,7 +155,7 @@ def rqvae_variants(preset): # -> DataFrame, a row for every variant, song and cl
     frame.attrs.update(data="validation songs, generated", items=CHECKED[preset], steps=STEPS[preset], curves=curves)
     return frame
 
-# %% ../nbs/64_rqvariants.ipynb #e504fd19
+# %% ../nbs/64_rqvariants.ipynb #d1077598
 GRID = {"smoke": {"batch": (2,), "lr": (2e-3, 1e-3)},
         "laptop": {"batch": (2, 4, 8), "lr": (1e-3, 2e-3, 4e-3), "codes": (64, 128, 256), "quantizers": (4, 8, 12), "channels": (8, 12, 16)},
         "paper": {"batch": (16, 32, 48), "lr": (1e-4, 3e-4, 1e-3), "codes": (1024, 2048, 4096), "quantizers": (8, 12, 16), "channels": (8, 16)}}
@@ -170,21 +171,23 @@ def trials(preset): # -> list of {name: value}: at paper every combination, else
 
 
 def tried(trial, preset, folder): # -> dict with its scores
-    "One training of the search, or what it left when it was done before."
-    (config, recipe), done = RQ[preset], Path(folder) / "score.json"
+    "One training of the search, or what it left when it was done before, with the same code on as much music."
+    config, recipe = RQ[preset]
     of = {n: v for n, v in trial.items() if n in ("batch", "lr")}
     config, k = replace(config, **{n: v for n, v in trial.items() if n not in of}), len(DATA["songs"].sources)
     recipe = replace(recipe, **of, steps=max(STEPS[preset] * recipe.batch // (2 * trial.get("batch", recipe.batch)), 1))  # as much music for every batch
-    what = json.loads(json.dumps(dict(config=asdict(config), recipe=asdict(recipe), code=code_hash(tried))))
-    if done.exists() and (before := json.loads(done.read_text()))["what"] == what:
-        return before["row"]
+    items = DATA["songs"].items("train", t=recipe.frame // k)
+    what = json.dumps(dict(config=asdict(config), recipe=asdict(recipe), code=code_hash(tried), music=[len(items.songs), sum(s.samples for s in items.songs)]))
+    folder = Path(folder) / hashlib.sha256(what.encode()).hexdigest()[:12]
+    if (done := folder / "score.json").exists():
+        return json.loads(done.read_text())
     torch.manual_seed(0)
     model, start = RQVAE(config, k), time.process_time()
-    fit(model, rqvae_loss, Together(DATA["songs"].items("train", t=recipe.frame // k)), recipe, run=folder)
+    fit(model, rqvae_loss, Together(items), recipe, run=folder)
     scored, codes, _ = _scored_songs(model.eval(), preset)
     row = dict(**trial, si_sdri=round(pd.DataFrame(scored).si_sdri.mean(), 3), used=round(usage(codes, config.codes).min().item(), 3), steps=recipe.steps,
                kbits=round(bitrate(config) / 1000, 2), cpu_minutes=round((time.process_time() - start) / 60, 2))
-    write_whole(done, json.dumps(dict(what=what, row=row)).encode())
+    write_whole(done, json.dumps(row).encode())
     return row
 
 

@@ -1,7 +1,9 @@
 """Files of codes: what goes in comes out, whatever the file; what is damaged or of another model is refused, and nothing is half written."""
 import json
 import shutil
+import struct
 import subprocess
+import zlib
 
 import numpy as np
 import pytest
@@ -85,8 +87,10 @@ def test_codes_of_the_same_song_are_the_same(tmp_path):
 
 
 def changed(content, **over):
-    line, _, rest = content[len(MAGIC):].partition(b"\n")
-    return MAGIC + json.dumps(json.loads(line) | over).encode() + b"\n" + rest
+    "Another header, with a checksum that is right."
+    line, _, rest = content[len(MAGIC):-4].partition(b"\n")
+    content = MAGIC + json.dumps(json.loads(line) | over).encode() + b"\n" + rest
+    return content + struct.pack("<I", zlib.crc32(content))
 
 
 @pytest.mark.parametrize("damage, said", [
@@ -102,7 +106,9 @@ def changed(content, **over):
     (lambda c: changed(c, preset="paper"), "no weights of rqvae-codes"),
     (lambda c: changed(c, samples="many"), "damaged"),
     (lambda c: changed(c, samples=-3), "damaged"),
-    (lambda c: changed(c, samples=10**12), "cut short"),
+    (lambda c: changed(c, samples=100 * RATE), "do not take"),
+    (lambda c: changed(c, bytes=10**12), "cut short"),
+    (lambda c: c[:60] + b"x" + c[61:], "damaged"),
     (lambda c: changed(c, more=1), "damaged"),
 ])
 def test_bad_files_are_refused_and_nothing_is_written(tmp_path, damage, said):
