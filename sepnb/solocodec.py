@@ -88,7 +88,7 @@ def solocodec_cross(preset): # -> DataFrame, a row for every song, class and cod
     frame.attrs.update(data="validation songs, generated", items=CHOSEN_ON[preset])
     return frame
 
-# %% ../nbs/65_solocodec.ipynb #7123ca4b
+# %% ../nbs/65_solocodec.ipynb #bf489432
 @experiment("solocodec-choice")
 def solocodec_choice(preset): # -> DataFrame, a row for every factor
     "SI-SDR improvement for every factor, on validation songs."
@@ -99,7 +99,7 @@ def solocodec_choice(preset): # -> DataFrame, a row for every factor
     return frame
 
 
-SHARED = 0.5 # factor of their evidence: `solocodec-choice`
+SHARED = 0.25 # factor of their evidence: `solocodec-choice`
 
 
 def _codecs(mix, sources, bank, generator): # a row
