@@ -36,20 +36,20 @@ class Experts:
         "Of the spectra that all of them were trained on."
         return next(iter(self.banks.values())).priors[0].config.window
 
-    def each(self, X): # (b, f, t) complex -> {name: (b, k, f, t)}
+    def each(self, X, names=None): # (b, f, t) complex, all kinds or these -> {name: (b, k, f, t)}
         "What every kind of prior says."
-        return {name: type(bank.priors[0]).evidence(bank, X) for name, bank in self.banks.items()}
+        return {n: type(self.banks[n].priors[0]).evidence(self.banks[n], X) for n in (self.banks if names is None else names)}
 
     @torch.no_grad()
-    def judge(self, X): # (b, f, t) complex -> masks (b, k, f, t), which add up to 1; {name: misfit (b,)} of the kinds that know theirs
-        "Masks, and how badly X is explained."
-        said = self.each(X)
-        misfits = {n: kind.misfit(X, e) for n, e in said.items() if hasattr(kind := type(self.banks[n].priors[0]), "misfit")}
-        known = torch.ones(len(X), dtype=torch.bool)
+    def judge(self, X): # (b, f, t) complex -> masks (b, k, f, t), which add up to 1; {name: misfit (b,)} of the kinds that have a limit
+        "Masks, and how badly X is explained. What does not count is not asked."
+        said, known = self.each(X, self.limits), torch.ones(len(X), dtype=torch.bool)
+        misfits = {n: type(self.banks[n].priors[0]).misfit(X, e) for n, e in said.items()}
         for name, limit in self.limits.items():
             known = known & (misfits[name] <= limit)
-        factor = lambda n: torch.where(known, self.weights[n], self.otherwise.get(n, 0.0)).view(-1, 1, 1, 1)
-        return sum(factor(n) * e for n, e in said.items()).softmax(1), misfits
+        factors = {n: torch.where(known, self.weights.get(n, 0.0), self.otherwise.get(n, 0.0)) for n in self.banks}
+        said |= self.each(X, [n for n, f in factors.items() if f.any() and n not in said])
+        return sum(factors[n].view(-1, 1, 1, 1) * e for n, e in said.items()).softmax(1), misfits
 
     def masks(self, X): # (b, f, t) complex -> (b, k, f, t), which add up to 1
         return self.judge(X)[0]
@@ -135,9 +135,9 @@ def by_song(frame, # DataFrame with seed, song, si_sdri, chunks
 FACTORS = {1: (0.25, 0.5, 0.75, 1.0, 1.5), 2: (0.25, 0.5, 0.75, 1.0), 3: (0.125, 0.25, 0.375, 0.5), 4: (0.125, 0.25, 0.375)} # to choose from, by the number of experts
 
 
-def grid(names): # of models -> list of {name: factor}
+def grid(names, factors:tuple=()): # of models; to choose from, `FACTORS` of so many -> list of {name: factor}
     "Every combination of factors."
-    return [dict(zip(names, f)) for f in product(FACTORS[len(names)], repeat=len(names))]
+    return [dict(zip(names, f)) for f in product(factors or FACTORS[len(names)], repeat=len(names))]
 
 
 def weighed(experts, songs, # list of (k, t)
