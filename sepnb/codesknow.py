@@ -44,6 +44,8 @@ RQ_ROWS = {
     "rqvae-codes": (SongRow("RQ-VAE, codes alone", _from_bytes, ("rqvae-codes",), "paired"), partial(load_rqvae, skips=False)),
     "rqvae-snr": (SongRow("RQ-VAE, skips, other loss", _one_step, ("rqvae-snr",), "paired"), partial(load_rqvae, loss="snr")),
     "rqvae-codes-then-snr": (SongRow("RQ-VAE, codes alone, the other loss after the paper's", _from_bytes, ("rqvae-codes-then-snr",), "paired"), partial(load_rqvae, skips=False, then="snr")),
+    "rqvae-snr-long": (SongRow("RQ-VAE, skips, other loss, long training", _one_step, ("rqvae-snr-long",), "paired"), partial(load_rqvae, loss="snr", long=True)),
+    "rqvae-codes-then-snr-long": (SongRow("RQ-VAE, codes alone, other loss after the paper's, long training", _from_bytes, ("rqvae-codes-then-snr-long",), "paired"), partial(load_rqvae, skips=False, then="snr", long=True)),
 }
 for _name, (_row, _load) in RQ_ROWS.items():
     SONG_ROWS[_name], NETWORKS[_name] = _row, _load
@@ -52,7 +54,7 @@ for _name, (_row, _load) in RQ_ROWS.items():
 def steps_of(row, preset): # -> steps of training, those with the first loss included
     "How long a model of this chapter was trained."
     said = RQ_ROWS[row][1].keywords
-    first = {k: v for k, v in said.items() if k != "then"}
+    first = {k: v for k, v in said.items() if k not in ("then", "long")}
     return sum(rqvae_presets(**what)[preset][1].steps for what in ((first, said) if "then" in said else (said,)))
 
 
