@@ -8,8 +8,7 @@ __all__ = ['PAIRED', 'HYBRID', 'CHECKED', 'Paired', 'Together', 'played', 'paire
 
 # %% ../nbs/56_pairs.ipynb #71cd717e
 import time
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import pandas as pd
 import torch
@@ -19,10 +18,10 @@ from tqdm.auto import tqdm
 
 from .audio import RATE, istft, stft
 from .experts import chunk_scores, masked
-from .presets import weights_path
+from .presets import trained, weights_path
 from .registry import DATA, preset_name
 from .solos import SOLO, PatchNet, SoloConfig, equaliser, features, respeed
-from .store import check_label, experiment, load_weights, provenance, save_weights
+from .store import experiment
 from .training import Prior, Recipe, fit
 
 # %% ../nbs/56_pairs.ipynb #a4f71cee
@@ -81,19 +80,8 @@ PAIRED = {p: (c, Recipe(**{**asdict(r), "steps": 2 * r.steps, "frame": 4 * r.fra
 def shown_pairs(name, kind, loss_fn, presets, data, preset, seed): # of the weights, class, what `fit` lowers, preset -> (config, recipe), ... -> model, header of its weights
     "A network that was shown pairs; trained first where its weights are missing."
     preset, sources = preset_name(preset), len(DATA[data].sources)
-    path, (config, recipe) = weights_path(name, data, "mix", preset, seed=seed), presets[preset]
-    recipe, missing = replace(recipe, seed=seed), not path.exists()
-    if missing:
-        torch.manual_seed(seed)
-    start, spent, model = time.time(), time.process_time(), kind(config, sources)
-    if missing:
-        items = Together(DATA[data].items("train", t=recipe.frame // sources))
-        metrics = fit(model, loss_fn, items, recipe, run=Path("runs") / preset / data / path.stem, what=dict(data=data, source="mix"))
-        save_weights(model, path, preset=preset, data=data, source="mix", recipe=asdict(recipe), steps=recipe.steps, seconds=round(time.time() - start),
-                     cpu_seconds=round(time.process_time() - spent), final_loss=metrics.loss.iloc[-1], losses=metrics[["step", "loss"]].round(4).values.tolist(), **provenance(loss_fn))
-    meta = load_weights(model, path)
-    check_label(meta, path, data=data, source="mix", preset=preset, seed=seed)
-    return model.eval().requires_grad_(False), meta
+    config, recipe = presets[preset]
+    return trained(name, data, "mix", lambda c: kind(c, sources), loss_fn, lambda: Together(DATA[data].items("train", t=recipe.frame // sources)), config, recipe, preset, seed)
 
 # %% ../nbs/56_pairs.ipynb #244baef2
 def load_paired(data:str="songs", preset=None, seed:int=0): # -> Paired, minutes of its training
