@@ -80,7 +80,7 @@ def notes_to_play(split:str, seed:int=0): # -> list of (description, program, So
             out.append((about, program, font))
     return out
 
-# %% ../nbs/70_nsynth.ipynb #28c84b33
+# %% ../nbs/70_nsynth.ipynb #c40189b0
 _SYNTHS = {}  # SoundFont -> a synthesiser that has loaded it and has not played yet
 
 
@@ -90,7 +90,7 @@ def _played(task): # (pitch, velocity, program, SoundFont), in a process of its 
     pitch, velocity, program, font = task
     part = pretty_midi.Instrument(program)
     part.notes.append(pretty_midi.Note(velocity, pitch, 0.0, HELD))
-    return play(part, SECONDS, *_SYNTHS[font])[:, : int(SECONDS * HZ)]
+    return play(part, SECONDS + 0.1, *_SYNTHS[font])[:, : int(SECONDS * HZ)]
 
 
 def make_notes(path=None, # not needed: notes are made, not read
