@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'KINDS', 'QUALITIES', 'SECONDS', 'HELD', 'VELOCITIES', 'AUDIBLE', 'INSTRUMENTS', 'FONTS', 'NOTES',
-           'NEEDED', 'HELP', 'note_name', 'described', 'instruments_of', 'notes_to_play', 'make_notes', 'read_labels',
-           'Notes', 'notes_of', 'Families', 'OneFamily', 'prepare_nsynth']
+           'NEEDED', 'KEPT', 'HELP', 'note_name', 'described', 'instruments_of', 'notes_to_play', 'make_notes',
+           'read_labels', 'Notes', 'write_excerpt', 'notes_of', 'Families', 'OneFamily', 'prepare_nsynth']
 
 # %% ../nbs/70_nsynth.ipynb #3dfa06ef
 import json, multiprocessing, os, sys
@@ -179,6 +179,25 @@ class Notes(Batched):
     def named(self, name): # -> (t,)
         "One note. ValueError where it is not in the split."
         return self.where(note=name)[0]
+
+# %% ../nbs/70_nsynth.ipynb #d4dc2fac
+KEPT = {"train": (51, 57, 63, 69), "valid": (60, 72), "test": (54, 60, 66)} # pitches near which the excerpt has notes
+
+
+def write_excerpt(out, split:str): # folder, split -> number of notes
+    "Copies a few of the rendered notes, in the same layout, so that a checkout can be read without a synthesiser."
+    notes, folder, kept = Notes(data_home() / "notes" / f"nsynth-{split}"), Path(out) / f"nsynth-{split}", []
+    for family, rows in notes.labels.groupby("family"):
+        for n, pitch in enumerate(KEPT[split]):
+            rest = rows.drop(index=kept, errors="ignore")
+            rest = rest[rest.instrument == sorted(rest.instrument.unique())[n % rest.instrument.nunique()]]
+            kept.append((rest.pitch - pitch).abs().idxmin())
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    for i in kept:
+        save(folder / "audio" / f"{notes.labels.note[i]}.flac", notes[i], RATE)
+    about = json.loads((notes.folder / "examples.json").read_text())
+    write_whole(folder / "examples.json", json.dumps({notes.labels.note[i]: about[notes.labels.note[i]] for i in kept}).encode())
+    return len(kept)
 
 # %% ../nbs/70_nsynth.ipynb #1f621ca0
 @lru_cache(maxsize=16)
