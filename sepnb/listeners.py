@@ -50,7 +50,7 @@ def picture(P): # (..., 512) power -> (..., pitches) from 0 (60 dB below the pea
     Q = P @ to_pitches().to(P)
     return (1 + (10 / 60) * (Q / Q.amax(-1, keepdim=True).clamp_min(1e-20) + 1e-9).log10()).clamp_min(0)
 
-# %% ../nbs/73_listeners.ipynb #a2a847b0
+# %% ../nbs/73_listeners.ipynb #3b462e4a
 SHIFTS = [round(12 * PER * np.log2(h)) for h in (0.5, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)] # thirds of semitones to harmonics
 
 
@@ -108,7 +108,7 @@ def pitch_loss(model, x, generator=None): # -> scalar
 
 
 PITCH = {"smoke": (PitchConfig(8), Recipe(steps=10, batch=8, frame=BINS + 1, lr=3e-3)),
-         "laptop": (PitchConfig(), Recipe(steps=1500, batch=64, frame=BINS + 1, lr=3e-3, gamma=0.4)),
+         "laptop": (PitchConfig(32), Recipe(steps=4000, batch=64, frame=BINS + 1, lr=3e-3, gamma=0.4)),
          "paper": (PitchConfig(64), Recipe(steps=20_000, batch=128, frame=BINS + 1, lr=1e-3, gamma=0.4))}
 
 
