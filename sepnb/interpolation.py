@@ -121,9 +121,9 @@ def between(model, one:Note, two:Note, alphas, way:str): # SpectralFlow or None,
             latents.append(mean + log_std.exp() * torch.lerp(e, f, a))
     return model.inverse(torch.cat(latents), torch.tensor(pitches))
 
-# %% ../nbs/74_interpolation.ipynb #4a03964b
+# %% ../nbs/74_interpolation.ipynb #cebaa433
 WAYS = {"linear": (None, "linear"), "geometric": (None, "geometric"), "flow, latents": ("spectralflow", "latents"), "flow, labels moved": ("spectralflow", "labels moved"),
-        "pitched, latents": ("spectralflow-pitched", "latents"), "pitched, labels moved": ("spectralflow-pitched", "labels moved")}
+        "basis, no flow": ("spectralgauss-pitched", "latents"), "pitched, latents": ("spectralflow-pitched", "latents"), "pitched, labels moved": ("spectralflow-pitched", "labels moved")}
 POINTS = 9 # along a way, at most
 PAIRS = {"smoke": 2, "laptop": 60, "paper": 500}
 
@@ -161,7 +161,7 @@ def pairs_between(notes, n, seed=0): # -> list of (i, j), endless: other instrum
 def spectral_between(preset, split): # -> DataFrame, a row for every pair and way
     "Pitches along the way, distances half-way."
     net, notes, listened, rows, passed = load_pitch_net(preset=preset), notes_of(split), preset != "smoke", [], 0
-    threshold, models = threshold_of(net, "notes", preset), {k: load_flow(k, preset=preset)[0] for k in ("spectralflow", "spectralflow-pitched")}
+    threshold, models = threshold_of(net, "notes", preset), {k: load_flow(k, preset=preset)[0] for k, _ in WAYS.values() if k}
     known = [notes_of(s) for s in ("train", "valid", "test")]
     real, pitches = torch.cat([profile(powers(k)) for k in known]), np.concatenate([k.labels.pitch for k in known])
     bar = tqdm(total=PAIRS[preset], desc=split)
