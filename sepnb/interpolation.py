@@ -196,7 +196,7 @@ def half_pitch(heard): # list of MIDI numbers -> the likeliest, 0 if none
 def decibels(a, b): # log-magnitudes (512, frames), natural -> dB, root mean square
     return round(((a - b).square().mean().sqrt() * 20 / np.log(10)).item(), 3)
 
-# %% ../nbs/74_interpolation.ipynb #3d3e41d8
+# %% ../nbs/74_interpolation.ipynb #21c3f374
 def summary(frame): # of "spectral-between" -> DataFrame, a row for every way
     "How many pitches, and how near to what; shares with 95 % intervals by pair."
     mix = frame[frame.way == "linear"].set_index(["one", "two"]).to_real
@@ -206,6 +206,7 @@ def summary(frame): # of "spectral-between" -> DataFrame, a row for every way
         counts = [[int(c) for c in row.split()] for row in g.counts.astype(str)]
         half, along = np.array([c[len(c) // 2] == 1 for c in counts]), np.array([set(c) == {1} for c in counts])
         g = g.set_index(["one", "two"])
-        rows[way] = {"one pitch half-way": share(half), "one pitch all along": share(along), "it is the one half-way": share((g.pitch == g.middle).to_numpy() & half),
+        points_of = np.array([n == 1 for c in counts for n in c[1:-1]])
+        rows[way] = {"points with one pitch": f"{100 * points_of.mean():.0f} %", "one pitch half-way": share(half), "one pitch all along": share(along), "it is the one half-way": share((g.pitch == g.middle).to_numpy() & half),
                      "dB to linear": round(g.to_linear.median(), 1), "dB to geometric": round(g.to_geometric.median(), 1), "dB to a real note": round(g.to_real.median(), 1), "nearer to it than linear": share(g.to_real < mix.loc[g.index])}
     return pd.DataFrame(rows).T
