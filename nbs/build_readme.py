@@ -77,6 +77,14 @@ def separation_rows():
     return "\n".join(line if isinstance(line, str) else row(*line) for line in lines if isinstance(line, str) or line[0] in there)
 
 
+def between_row():
+    "Half-way between two notes: Glover's latents, and the basis of the pitch."
+    frame, info = stored("spectral-between-test")
+    half = lambda way: 100 * (frame[frame.way == way].apply(lambda r: r.pitch == r.middle and str(r.counts).split()[len(str(r.counts).split()) // 2] == "1", axis=1)).mean()
+    return (f"| Half-way between two notes, a flow over spectra (Glover) | `sepnb data notes`, `sepnb reproduce spectral-between-test` | one CPU core | {minutes('spectral-between-test')} after training | "
+            f"one pitch is heard, the one half-way: in latents {half('flow, latents'):.0f} %, written in a basis of the pitch {half('pitched, labels moved'):.0f} % ({half('basis, no flow'):.0f} % without the flow), {info['items']} pairs of generated test notes | \"seemingly just learned to linearly interpolate the spectral magnitudes\" |")
+
+
 def fig4(sigma):
     "Accuracies at one level, by way of training."
     frame = stored("fig4-flowavenet")[0]
@@ -130,7 +138,7 @@ def stays(top):
 def render():
     "The README as text."
     env = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    names = dict(separation_rows=separation_rows, train=train, fig3=fig3, row=row, scores=scores, fig4=fig4, minutes=minutes, beyond_text=beyond_text, world_text=world_text, songs=songs, songs_row=songs_row, found=found, stays=stays, stored=stored, music=music_row,
+    names = dict(between_row=between_row, separation_rows=separation_rows, train=train, fig3=fig3, row=row, scores=scores, fig4=fig4, minutes=minutes, beyond_text=beyond_text, world_text=world_text, songs=songs, songs_row=songs_row, found=found, stays=stays, stored=stored, music=music_row,
                  langevin=langevin, wide=list(staying.LADDERS)[-1])
     return env.from_string((ROOT / "nbs" / "README.md.in").read_text()).render(**names)
 

@@ -150,13 +150,13 @@ def decode(codes: Annotated[Path, typer.Argument(help="a file that sepnb encode 
 # %% ../nbs/90_cli.ipynb #3121cf3f
 @app.command()
 def data(name: Annotated[str, typer.Argument(help="a data set that can be prepared; without one, the list of them")] = "",
-         path: Annotated[Optional[Path], typer.Argument(help="where your copy of it lies; songs need none, they are made")] = None,
-         out: Annotated[Optional[Path], typer.Option(help="songs: folder to write them to")] = None,
+         path: Annotated[Optional[Path], typer.Argument(help="where your copy of it lies; songs and notes need none, they are made")] = None,
+         out: Annotated[Optional[Path], typer.Option(help="songs and notes: folder to write them to")] = None,
          layout: Annotated[Optional[str], typer.Option(help="songs: sepnb (what training reads), musdb18, musdb18-hq, slakh or slakh-stems")] = None,
          songs: Annotated[Optional[int], typer.Option(help="songs: how many of every split", min=1)] = None,
-         split: Annotated[Optional[str], typer.Option(help="songs: this split alone")] = None,
+         split: Annotated[Optional[str], typer.Option(help="songs and notes: this split alone")] = None,
          skip: Annotated[bool, typer.Option("--skip", help="leave out songs that cannot be read, and name them")] = False):
-    """Check a copy of a data set and prepare it, or make the generated songs. Stopped and started again, it goes on.
+    """Check a copy of a data set and prepare it, or make the generated songs or notes. Stopped and started again, it goes on.
 
     What is prepared lies in the folder SEPNB_DATA, else in data/.
     """
