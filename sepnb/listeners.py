@@ -8,7 +8,7 @@ __all__ = ['LOWEST', 'HIGHEST', 'PER', 'HELD_FRAMES', 'SHIFTS', 'PITCH', 'BANDS'
            'load_pitch_net', 'to_bands', 'course', 'FamilyConfig', 'FamilyNet', 'Courses', 'family_loss',
            'load_family_net', 'pairs_of', 'tried', 'threshold_of', 'listeners']
 
-# %% ../nbs/73_listeners.ipynb #9ede69db
+# %% ../nbs/73_listeners.ipynb #969649f5
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
 
+from .audio import RATE
 from .likelihood import wilson
 from .nsynth import FAMILIES, notes_of
 from .presets import trained
 from .registry import preset_name
-from .spectral import BINS, HOP, RATE, from_logs, magnitudes
+from .spectral import BINS, magnitudes
 from .store import experiment
 from .training import Prior, Recipe
 

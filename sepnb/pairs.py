@@ -18,11 +18,11 @@ from tqdm.auto import tqdm
 
 from .audio import RATE, istft, stft
 from .experts import chunk_scores, masked
-from .presets import trained, weights_path
+from .presets import trained
 from .registry import DATA, preset_name
 from .solos import SOLO, PatchNet, SoloConfig, equaliser, features, respeed
 from .store import experiment
-from .training import Prior, Recipe, fit
+from .training import Prior, Recipe
 
 # %% ../nbs/56_pairs.ipynb #a4f71cee
 class Paired(Prior):
