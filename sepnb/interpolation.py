@@ -7,7 +7,7 @@ __all__ = ['MEASURED', 'TEMPERATURES', 'ASKED', 'WAYS', 'POINTS', 'PAIRS', 'spec
            'mixed_prior', 'Note', 'loudness', 'note_at', 'between', 'points', 'profile', 'off', 'powers',
            'pairs_between', 'spectral_between', 'half_pitch', 'decibels', 'summary']
 
-# %% ../nbs/74_interpolation.ipynb #3b5e5dbf
+# %% ../nbs/74_interpolation.ipynb #04a98d66
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +19,7 @@ from .audio import RATE
 from .likelihood import wilson
 from .listeners import held, load_family_net, load_pitch_net, threshold_of
 from .nsynth import FAMILIES, HELD, notes_of
-from .registry import preset_name
-from .spectral import BINS, from_logs, magnitudes, spread, with_phases
+from .spectral import from_logs, magnitudes, spread
 from .spectralflow import KINDS, Labelled, load_flow, spectra
 from .store import experiment
 

@@ -8,7 +8,7 @@ __all__ = ['LOWEST', 'HIGHEST', 'PER', 'HELD_FRAMES', 'SHIFTS', 'PITCH', 'BANDS'
            'load_pitch_net', 'to_bands', 'course', 'FamilyConfig', 'FamilyNet', 'Courses', 'family_loss',
            'load_family_net', 'pairs_of', 'tried', 'threshold_of', 'listeners']
 
-# %% ../nbs/73_listeners.ipynb #969649f5
+# %% ../nbs/73_listeners.ipynb #507155e6
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,7 +20,6 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from .audio import RATE
-from .likelihood import wilson
 from .nsynth import FAMILIES, notes_of
 from .presets import trained
 from .registry import preset_name

@@ -6,16 +6,16 @@
 __all__ = ['LATENTS', 'PROBED', 'NOISES', 'SHAKEN', 'verdicts', 'latent', 'spectral_probes', 'spectral_noise',
            'spectral_transfer']
 
-# %% ../nbs/75_pitchbasis.ipynb #78943347
+# %% ../nbs/75_pitchbasis.ipynb #3052e48e
 import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from .interpolation import Note, decibels, note_at, off, profile, summary
-from .likelihood import judge, wilson
+from .interpolation import decibels, note_at, off, profile
+from .likelihood import judge
 from .listeners import held, load_family_net, load_pitch_net, threshold_of
-from .nsynth import FAMILIES, VELOCITIES, notes_of
+from .nsynth import VELOCITIES, notes_of
 from .spectral import from_logs, spread
 from .spectralflow import Labelled, load_flow, spectra
 from .store import experiment, result

@@ -6,8 +6,7 @@
 __all__ = ['WINDOW', 'HOP', 'BINS', 'HISS', 'FLOOR', 'STEPS', 'WAYS', 'HEARD', 'magnitudes', 'log_magnitudes', 'from_logs',
            'with_phases', 'convergence', 'spread', 'griffin_lim', 'zero_phases', 'rainbowgram']
 
-# %% ../nbs/71_spectral.ipynb #c4e6fc3f
-import matplotlib.pyplot as plt
+# %% ../nbs/71_spectral.ipynb #102e7af3
 import numpy as np
 import pandas as pd
 import torch

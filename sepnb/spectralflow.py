@@ -7,26 +7,23 @@ __all__ = ['HARMONICS', 'GROUPS', 'BUMPS', 'LEVEL', 'SPECTRAL', 'KINDS', 'hertz'
            'SpectralFlowConfig', 'Shuffle', 'SpectralStep', 'since', 'NotePrior', 'SpectralFlow', 'Labelled', 'spectra',
            'bits', 'bits_loss', 'load_flow']
 
-# %% ../nbs/72_spectralflow.ipynb #d3100895
+# %% ../nbs/72_spectralflow.ipynb #c0047885
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from .audio import RATE
 from .flowavenet import ActNorm, Coupling, squeeze, unsqueeze
 from .nsynth import FAMILIES, HELD, notes_of
 from .presets import trained
 from .registry import preset_name
-from .spectral import BINS, HOP, from_logs, log_magnitudes, spread, with_phases
-from .store import experiment
+from .spectral import BINS, HOP, log_magnitudes
 from .training import Prior, Recipe
 
 # %% ../nbs/72_spectralflow.ipynb #7b9e4eed
