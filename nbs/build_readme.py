@@ -79,9 +79,9 @@ def separation_rows():
 
 def between_row():
     "Half-way between two notes: Glover's latents, and the basis of the pitch."
-    frame, info = stored("spectral-between-test")
+    frame, info = stored("spectralflow-between-test")
     half = lambda way: 100 * (frame[frame.way == way].apply(lambda r: r.pitch == r.middle and str(r.counts).split()[len(str(r.counts).split()) // 2] == "1", axis=1)).mean()
-    return (f"| Half-way between two notes, a flow over spectra (Glover) | `sepnb data notes`, `sepnb reproduce spectral-between-test` | one CPU core | {minutes('spectral-between-test')} after training | "
+    return (f"| Half-way between two notes, a flow over spectra (Glover) | `sepnb data notes`, `sepnb reproduce spectralflow-between-test` | one CPU core | {minutes('spectralflow-between-test')} after training | "
             f"one pitch is heard, the one half-way: in latents {half('flow, latents'):.0f} %, written in a basis of the pitch {half('pitched, labels moved'):.0f} % ({half('basis, no flow'):.0f} % without the flow), {info['items']} pairs of generated test notes | \"seemingly just learned to linearly interpolate the spectral magnitudes\" |")
 
 

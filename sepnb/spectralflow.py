@@ -7,7 +7,7 @@ __all__ = ['HARMONICS', 'GROUPS', 'BUMPS', 'LEVEL', 'SPECTRAL', 'KINDS', 'hertz'
            'SpectralFlowConfig', 'Shuffle', 'SpectralStep', 'since', 'NotePrior', 'SpectralFlow', 'Labelled', 'spectra',
            'bits', 'bits_loss', 'load_flow']
 
-# %% ../nbs/72_spectralflow.ipynb #c0047885
+# %% ../nbs/72_spectralflow.ipynb #e77e561b
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from .audio import RATE
 from .flowavenet import ActNorm, Coupling, squeeze, unsqueeze
-from .nsynth import FAMILIES, HELD, notes_of
+from .nsynth import AUDIBLE, FAMILIES, HELD, HIGHEST, LOWEST, notes_of
 from .presets import trained
 from .registry import preset_name
 from .spectral import BINS, HOP, log_magnitudes
@@ -125,9 +125,9 @@ class SpectralStep(nn.Module):
     def inverse(self, z):
         return self.norm.inverse(self.coupling.inverse(self.shuffle.inverse(z)))
 
-# %% ../nbs/72_spectralflow.ipynb #5f4c1594
-def since(frames:int): # -> (frames, 7): what has faded after each of several times since the note began, and since it was let go
-    t = torch.arange(frames) * HOP / RATE
+# %% ../nbs/72_spectralflow.ipynb #e9bd95de
+def since(rows:int): # of two frames each -> (rows, 7): what has faded after each of several times since the note began, and since it was let go
+    t = torch.arange(rows) * 2 * HOP / RATE
     gone = t - HELD
     return torch.stack([*((-t / tau).exp() for tau in (0.02, 0.1, 0.5, 2.0)), (gone > 0).float(), *((gone > 0) * (-gone.clamp_min(0) / tau).exp() for tau in (0.05, 0.3))], 1)
 
@@ -135,14 +135,19 @@ def since(frames:int): # -> (frames, 7): what has faded after each of several ti
 class NotePrior(nn.Module):
     "Mean and log standard deviation of every channel and frame, from pitch, family and time."
 
-    def __init__(self, channels:int, frames:int, hidden:int):
+    def __init__(self, channels:int, rows:int, hidden:int):
         super().__init__()
         self.pitch, self.family, self.time = nn.Embedding(128, hidden), nn.Embedding(len(FAMILIES), hidden), nn.Linear(7, hidden)
         self.think, self.say = nn.Linear(hidden, hidden), nn.Linear(hidden, 2 * channels)
-        self.register_buffer("since", since(frames), persistent=False)
+        self.register_buffer("since", since(rows), persistent=False)
         nn.init.zeros_(self.say.weight), nn.init.zeros_(self.say.bias)
 
-    def forward(self, pitch, family): # (b,) may lie between two notes, (b,) int -> (b, frames, channels) both
+    def forward(self, pitch, family): # (b,) MIDI numbers, may lie between two notes, (b,) int -> (b, rows, channels) both
+        "ValueError on labels that no note of the training set can have."
+        if not ((pitch >= LOWEST) & (pitch <= HIGHEST)).all():
+            raise ValueError(f"pitches {pitch.tolist()}; expected {LOWEST} to {HIGHEST}, which training was about")
+        if not ((family >= 0) & (family < len(FAMILIES))).all():
+            raise ValueError(f"families {family.tolist()}; expected 0 to {len(FAMILIES) - 1}, numbers of {', '.join(FAMILIES)}")
         low = pitch.floor().long()
         between = torch.lerp(self.pitch(low), self.pitch((low + 1).clamp_max(127)), (pitch - low)[:, None].to(self.time.weight))
         h = (between + self.family(family))[:, None] + self.time(self.since)
@@ -226,18 +231,21 @@ class SpectralFlow(Prior):
         e = torch.randn(len(pitch), self.config.frames // 2, 2 * BINS, generator=generator)
         return self.decode(temperature * e, pitch, family)
 
-# %% ../nbs/72_spectralflow.ipynb #0c87425d
+# %% ../nbs/72_spectralflow.ipynb #15fa5c51
 class Labelled(Dataset):
-    "A note's samples, followed by its pitch and the number of its family. ValueError where a label is not in the set."
+    "Notes of pitches that models take: samples, followed by pitch and the number of the family, (64002,). ValueError names a note that is silent."
 
     def __init__(self, notes):
-        self.notes, self.pitch = notes, notes.labels.pitch.tolist()
-        self.family = [FAMILIES.index(f) for f in notes.labels.family]
+        self.notes = notes.within(LOWEST, HIGHEST)
+        self.pitch, self.family = self.notes.labels.pitch.tolist(), [FAMILIES.index(f) for f in self.notes.labels.family]
 
     def __len__(self): return len(self.notes)
 
     def __getitem__(self, i):
-        return torch.cat([self.notes[i], torch.tensor([float(self.pitch[i]), float(self.family[i])])])
+        x = self.notes[i]
+        if x.abs().max() < AUDIBLE:
+            raise ValueError(f"the note {self.notes.labels.note[i]} is silent")
+        return torch.cat([x, torch.tensor([float(self.pitch[i]), float(self.family[i])])])
 
     def __getitems__(self, indices): return [self[i] for i in indices]
 
