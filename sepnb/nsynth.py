@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'KINDS', 'QUALITIES', 'SECONDS', 'HELD', 'VELOCITIES', 'LOWEST', 'HIGHEST', 'AUDIBLE', 'INSTRUMENTS',
-           'FONTS', 'NOTES', 'NEEDED', 'HELP', 'note_name', 'described', 'instruments_of', 'notes_to_play',
-           'make_notes', 'read_labels', 'Notes', 'notes_of', 'Families', 'OneFamily', 'prepare_nsynth']
+           'FONTS', 'NOTES', 'NEEDED', 'KEPT', 'HELP', 'note_name', 'described', 'instruments_of', 'notes_to_play',
+           'make_notes', 'read_labels', 'Notes', 'write_excerpt', 'notes_of', 'Families', 'OneFamily', 'prepare_nsynth']
 
 # %% ../nbs/70_nsynth.ipynb #3dfa06ef
 import json, multiprocessing, os, sys
@@ -181,7 +181,7 @@ class Notes(Batched):
         "Those of pitches from `low` to `high`."
         return Notes(self.folder, self.labels[self.labels.pitch.between(low, high)])
 
-# %% ../nbs/70_nsynth.ipynb #bba97b6a
+# %% ../nbs/70_nsynth.ipynb #1903c062
 KEPT = {"train": (51, 57, 63, 69), "valid": (60, 72), "test": (54, 60, 66)} # pitches near which the excerpt has notes
 
 
@@ -192,8 +192,8 @@ def write_excerpt(out, split:str): # folder, split -> number of notes
         for n, pitch in enumerate(KEPT[split]):
             rest = rows.drop(index=kept, errors="ignore")
             rest = rest[rest.instrument == sorted(rest.instrument.unique())[n % rest.instrument.nunique()]]
-                near = rest[(rest.pitch - pitch).abs() <= max(2, (rest.pitch - pitch).abs().min())]
-            kept.append(near.velocity.idxmax())
+            near = rest[(rest.pitch - pitch).abs() <= max(2, (rest.pitch - pitch).abs().min())]
+            kept.append(near.velocity.idxmax())  # the loudest of those that are near
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     for i in kept:
         save(folder / "audio" / f"{notes.labels.note[i]}.flac", notes[i], RATE)
