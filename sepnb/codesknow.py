@@ -45,7 +45,6 @@ RQ_ROWS = {
     "rqvae-snr": (SongRow("RQ-VAE, skips, other loss", _one_step, ("rqvae-snr",), "paired"), partial(load_rqvae, loss="snr")),
     "rqvae-codes-then-snr": (SongRow("RQ-VAE, codes alone, the other loss after the paper's", _from_bytes, ("rqvae-codes-then-snr",), "paired"), partial(load_rqvae, skips=False, then="snr")),
     "rqvae-snr-long": (SongRow("RQ-VAE, skips, other loss, long training", _one_step, ("rqvae-snr-long",), "paired"), partial(load_rqvae, loss="snr", long=True)),
-    "rqvae-codes-then-snr-long": (SongRow("RQ-VAE, codes alone, other loss after the paper's, long training", _from_bytes, ("rqvae-codes-then-snr-long",), "paired"), partial(load_rqvae, skips=False, then="snr", long=True)),
 }
 for _name, (_row, _load) in RQ_ROWS.items():
     SONG_ROWS[_name], NETWORKS[_name] = _row, _load

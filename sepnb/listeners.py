@@ -6,7 +6,7 @@
 __all__ = ['PER', 'HELD_FRAMES', 'SHIFTS', 'PITCH', 'BANDS', 'MOMENTS', 'FAMILY', 'THRESHOLDS', 'PAIRED_NOTES', 'to_pitches',
            'held', 'picture', 'PitchConfig', 'PitchNet', 'Powers', 'mixed', 'pitch_loss', 'load_pitch_net', 'to_bands',
            'course', 'FamilyConfig', 'FamilyNet', 'Courses', 'family_loss', 'load_family_net', 'pairs_of', 'tried',
-           'threshold_of', 'listeners']
+           'clustered', 'threshold_of', 'listeners']
 
 # %% ../nbs/73_listeners.ipynb #9f88d32b
 from dataclasses import dataclass
@@ -117,7 +117,7 @@ def load_pitch_net(data:str="notes", preset=None): # -> PitchNet
     "The listener for pitches; trained first where its weights are missing, which takes a minute or two."
     return trained("pitchnet", data, "note", PitchNet, pitch_loss, lambda: Powers(notes_of("train", data)), *PITCH[preset_name(preset)], preset)[0]
 
-# %% ../nbs/73_listeners.ipynb #35c0363d
+# %% ../nbs/73_listeners.ipynb #ffe8bc69
 BANDS, MOMENTS = 48, 62
 
 
@@ -152,6 +152,8 @@ class FamilyNet(Prior):
 
     @torch.no_grad()
     def says(self, M): # (b, 512, frames) -> (b,) number of a family
+        if M.shape[-1] < 4 * MOMENTS:
+            raise ValueError(f"the listener for families takes at least {4 * MOMENTS} frames, got {M.shape[-1]}")
         return self(course(M)).argmax(1)
 
 
@@ -182,7 +184,7 @@ def load_family_net(data:str="notes", preset=None): # -> FamilyNet
     "The listener for families; trained first where its weights are missing, which takes a minute or two."
     return trained("familynet", data, "note", FamilyNet, family_loss, lambda: Courses(notes_of("train", data)), *FAMILY[preset_name(preset)], preset)[0]
 
-# %% ../nbs/73_listeners.ipynb #f1196450
+# %% ../nbs/73_listeners.ipynb #ef588937
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 PAIRED_NOTES = {"smoke": 4, "laptop": 352, "paper": 4000} # pairs
 
@@ -205,6 +207,13 @@ def tried(net, notes, threshold, pairs): # -> DataFrame, a row for every note an
     i, j = map(list, zip(*pairs))
     both = net.heard(P[i] + P[j], threshold)
     return pd.DataFrame(rows + [dict(what="two notes", lowest=min(pitch[a], pitch[b]), right=sorted(h) == sorted((pitch[a], pitch[b])), first=h[:1] in ([pitch[a]], [pitch[b]]), count=len(h)) for a, b, h in zip(i, j, both)])
+
+
+def clustered(values, groups, draws:int=1000): # one for each item, of what it is one -> mean, lower and upper end of its 95 % interval
+    "A mean whose interval is by groups: they are drawn, with all their items."
+    sums = pd.DataFrame(dict(v=np.asarray(values, float), g=np.asarray(groups))).groupby("g").v.agg(["sum", "count"]).to_numpy()
+    drawn = sums[np.random.default_rng(0).integers(len(sums), size=(draws, len(sums)))].sum(1)
+    return (float(np.mean(np.asarray(values, float))), *np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975]).tolist())
 
 
 def threshold_of(net, data, preset): # -> the threshold by which notes and pairs of the validation set are counted best

@@ -37,7 +37,7 @@ def log_magnitudes(x, generator=None): # (..., t), of the hiss -> (..., 512, fra
 def from_logs(log): # (..., 512, frames) -> (..., 512, frames) magnitudes
     return (log.exp() - FLOOR).clamp_min(0)
 
-# %% ../nbs/71_spectral.ipynb #775ae55e
+# %% ../nbs/71_spectral.ipynb #615ffcb6
 def with_phases(M, # (512, frames) magnitudes
                 t:int, # samples
                 iterations:int=1000, momentum:float=0.0, # 0 is the original, 0.99 fast Griffin-Lim
@@ -50,7 +50,7 @@ def with_phases(M, # (512, frames) magnitudes
 
 
 def convergence(x, M): # (t,), (512, frames) -> dB
-    "Spectral convergence: the error of a sound's magnitudes, relative to the magnitudes wanted."
+    "Spectral convergence: the error of a sound's magnitudes in dB, 0 where it is as large as the magnitudes wanted."
     return 20 * ((magnitudes(x) - M).norm() / M.norm()).log10().item()
 
 # %% ../nbs/71_spectral.ipynb #16c22fb2
