@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
-from sepnb import (audio, basin, beyond, constant, experts, langevin, latents, likelihood, music, musictable, pairs, polyphony, presets, pursuit, recordings, separation, smoothness,
-                   songfiles, speed, staying, store, toy, training, typicality, worldtones)
+from sepnb import (audio, basin, beyond, constant, experts, frames, interpolation, langevin, latents, likelihood, music, musictable, pairs, polyphony, presets, pursuit, recordings, separation, smoothness,
+                   songfiles, spectral, speed, staying, store, toy, training, typicality, worldtones)
 from sepnb.evaluation import bss_eval, si_sdr, si_sdr_improvement
 from sepnb.frames import prepared
 from sepnb.registry import DATA, EXPERIMENTS
@@ -607,3 +607,52 @@ def test_songs_choice(used, request):
     ours = experts.weighed(experts.load_experts({m: 1.0 for m in musictable.ALL}, None, preset=PRESET), songs, tries)
     assert np.allclose(ours, best.si_sdri, atol=0.05)
     agrees("songs-choice", used, request)
+
+
+# ---- notes
+
+def notes_here():
+    if not (frames.data_home() / "notes" / "nsynth-test" / "examples.json").exists():
+        pytest.skip("the notes are not rendered here: sepnb data notes")
+
+
+@slow
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_spectralflow_between(split, used, request, monkeypatch):
+    "The first pair of notes."
+    notes_here()
+    frame, info = stored(f"spectralflow-between-{split}")
+    with monkeypatch.context() as quick:  # what is patched is part of the hash
+        quick.setitem(interpolation.PAIRS, PRESET, 1)
+        ours = interpolation.spectral_between(PRESET, split)
+    was = frame[: len(ours)]
+    assert (ours[["one", "two", "way", "counts"]].astype(str).to_numpy() == was[["one", "two", "way", "counts"]].astype(str).to_numpy()).all()
+    assert np.allclose(ours[["to_linear", "to_geometric", "to_real"]], was[["to_linear", "to_geometric", "to_real"]], atol=0.05)
+    agrees(f"spectralflow-between-{split}", used, request)
+
+
+@slow
+def test_spectralflow_bits(used, request, monkeypatch):
+    "Two notes of either split with every model."
+    notes_here()
+    frame, info = stored("spectralflow-bits")
+    with monkeypatch.context() as quick:
+        quick.setitem(interpolation.MEASURED, PRESET, 2)
+        ours = interpolation.spectral_bits(PRESET)
+    both = ours.merge(frame, on=["kind", "split", "note"], suffixes=("", "_was"))
+    assert len(both) == len(ours) and np.allclose(both.bits, both.bits_was, atol=2e-3)
+    agrees("spectralflow-bits", used, request)
+
+
+@slow
+def test_griffinlim(used, request, monkeypatch):
+    "The first and the last note, few iterations."
+    notes_here()
+    frame, info = stored("griffinlim")
+    with monkeypatch.context() as quick:
+        quick.setitem(spectral.HEARD, PRESET, 2)
+        quick.setattr(spectral, "STEPS", spectral.STEPS[:4])
+        ours = spectral.griffin_lim(PRESET)
+    both = ours.merge(frame, on=["note", "way", "iterations"], suffixes=("", "_was"))
+    assert len(both) == len(ours) and np.allclose(both.convergence, both.convergence_was, atol=0.1)
+    agrees("griffinlim", used, request)
