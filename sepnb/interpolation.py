@@ -206,7 +206,7 @@ def decibels(a, b, where=None): # log-magnitudes (512, frames), natural; which o
     d = a - b if where is None else (a - b)[where]
     return round((d.square().mean().sqrt() * 20 / np.log(10)).item(), 3)
 
-# %% ../nbs/74_interpolation.ipynb #d4a9a7ed
+# %% ../nbs/74_interpolation.ipynb #01f817ee
 def summary(frame): # of "spectralflow-between" -> DataFrame, a row for every way
     "How many pitches, and how near to what; shares with 95 % intervals by pair: too narrow, since pairs share 22 instruments. One training run of each model."
     mix = frame[frame.way == "linear"].set_index(["one", "two"]).to_real
@@ -218,6 +218,6 @@ def summary(frame): # of "spectralflow-between" -> DataFrame, a row for every wa
         g = g.set_index(["one", "two"])
         points_of = np.array([n == 1 for c in counts for n in c[1:-1]])
         none = np.mean([n == 0 for c in counts for n in c[1:-1]])
-        rows[way] = {"points with one pitch (with none)": f"{100 * points_of.mean():.0f} % ({100 * none:.0f})", "one pitch half-way": share(half), "one pitch all along": share(along), "it is the one half-way": share((g.pitch == g.middle).to_numpy() & half),
+        rows[way] = {"points with one pitch (with none)": f"{100 * points_of.mean():.0f} % ({100 * none:.0f})", "one pitch half-way": share(half), "one pitch all along": share(along), "never two": share([max(c) < 2 for c in counts]), "it is the one half-way": share((g.pitch == g.middle).to_numpy() & half),
                      "dB to linear": round(g.to_linear.median(), 1), "dB to geometric": round(g.to_geometric.median(), 1), "dB to a real note": round(g.to_real.median(), 1), "nearer to it than linear": share(g.to_real < mix.loc[g.index])}
     return pd.DataFrame(rows).T
