@@ -82,6 +82,12 @@ def new_prior(model:str, data:str, source:str, preset=None, sigma=0., seed:int=0
     return prior
 
 # %% ../nbs/19_presets.ipynb #c8c33b1a
+def _other_precision(): # accelerate remembers the precision of the first training in a process, and refuses another
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+
+
 def train(model:str, data:str, source:str, preset=None, run=None, progress=True, workers:int=0,
           sigma=0., # noise level to train for; 0 is noise-free
           seed:int=0): # -> Path of the weights
@@ -96,6 +102,7 @@ def train(model:str, data:str, source:str, preset=None, run=None, progress=True,
         items = source_data(data, source, "train", max(recipe.frame, 16_000))
     what = dict(data=data, source=source, **dict(songs=songs) if songs else {})
     path = weights_path(model, data, source, preset, sigma, seed)
+    _other_precision()
     prior, start = new_prior(model, data, source, preset, sigma, seed), time.time()
     steps, final_loss = prior.learn(items, recipe, run=run or Path("runs") / preset / data / path.stem, progress=progress, workers=workers,
                                     what=what)
@@ -116,6 +123,7 @@ def trained(name:str, data:str, source:str, # of the weights
         torch.manual_seed(seed)
     start, spent, model = time.time(), time.process_time(), kind(config)
     if missing:
+        _other_precision()
         metrics = fit(model, loss_fn, items(), recipe, run=Path("runs") / preset / data / path.stem, what=dict(data=data, source=source))
         save_weights(model, path, preset=preset, data=data, source=source, recipe=asdict(recipe), steps=recipe.steps, seconds=round(time.time() - start),
                      cpu_seconds=round(time.process_time() - spent), final_loss=metrics.loss.iloc[-1], losses=metrics[["step", "loss"]].round(4).values.tolist(), **provenance(loss_fn))
