@@ -55,11 +55,12 @@ def _wav_uri(x, rate):
 
 def players(waves:dict, # {label: waveform (t,)}, tensors or arrays in [-1, 1]
             rate:int=RATE, # their sample rate, Hz
+            lossy:bool=False, # as MP3, a tenth of the size, for pages with many sounds
             ): # -> IPython HTML
     "Labelled audio players in a row that wraps on a narrow screen; levels are kept, never normalised, and clipping is stated."
     cells = []
     for label, x in waves.items():
-        uri, clipped = _wav_uri(x, rate)
+        uri, clipped = (mp3(x, rate), 0) if lossy else _wav_uri(x, rate)
         note = f" ({clipped} samples beyond ±1 clipped)" if clipped else ""
         text = f'<div style="font-size:0.9em">{html.escape(str(label))}{note}</div>' if label or note else ""
         cells.append(f'<div style="flex:1 1 200px;max-width:320px">{text}<audio controls preload="metadata" style="width:100%;height:36px" src="{uri}"></audio></div>')

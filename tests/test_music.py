@@ -147,7 +147,7 @@ def test_silence_in_a_piece_does_not_hide_what_sounds_unlike_training():
     found = songfiles.SongSeparation([], pd.DataFrame([row(0, 0.2, 1000.0), row(15, 0.0, 0.0)]))
     assert any("unlike training" in d for d in found.doubts)
     P = torch.zeros(1, 129, 20)
-    assert songfiles.shared(P, load_experts({"solo": 1.0, "dictionary": 0.5}, None, preset="smoke"))[1]["misfit"] == 0
+    assert songfiles.shared(P, load_experts({"solo": 1.0, "dictionary": 0.5}, {"solo": 0.5}, preset="smoke"))[1]["misfit"] == 0
 
 
 def test_stems_do_not_overwrite_the_mix_or_another_page(tmp_path, experts):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sepnb import experts, pairs
+from sepnb import experts, pairs, presets
 from sepnb.presets import weights_path
 from sepnb.registry import DATA
 from sepnb.store import EXPERIMENTS, load_tensors
@@ -65,14 +65,14 @@ def test_training_takes_seconds_and_is_the_same_from_the_same_seed(name, load, t
     trained = []
     for run in ("a", "b"):
         path = tmp_path / run / f"{name}-mix.safetensors"
-        monkeypatch.setattr(pairs, "weights_path", lambda *args, path=path, **options: path)
-        monkeypatch.setattr(pairs, "Path", lambda folder, run=run: tmp_path / run / folder)  # a run of its own, which is not resumed
+        monkeypatch.setattr(presets, "weights_path", lambda *args, path=path, **options: path)
+        monkeypatch.setattr(presets, "Path", lambda folder, run=run: tmp_path / run / folder)  # a run of its own, which is not resumed
         assert load("songs", "smoke")[1] < 1
         meta = load_tensors(path)[1]
         assert meta["losses"][-1] == [meta["steps"], pytest.approx(meta["final_loss"], abs=1e-3)]
         trained.append(load_file(path))
     assert all(torch.equal(v, trained[1][k]) for k, v in trained[0].items())
-    monkeypatch.setattr(pairs, "fit", lambda *args, **options: pytest.fail("trained again"))
+    monkeypatch.setattr(presets, "fit", lambda *args, **options: pytest.fail("trained again"))
     assert all(torch.equal(v.half() if v.is_floating_point() else v, trained[1][k]) for k, v in load("songs", "smoke")[0].state_dict().items())
 
 

@@ -107,8 +107,7 @@ def test_notes_are_experts_as_any(song):
     bank = load_bank("notes", "songs", "smoke")
     louder = Notes.evidence(bank, 10 * X)
     assert torch.allclose(louder - Notes.evidence(bank, X), torch.tensor(10.0).log() * 2, atol=0.01)
-    assert torch.allclose(Notes.misfit(10 * X, louder), Notes.misfit(X, Notes.evidence(bank, X)), rtol=0.01)
-    assert Notes.evidence(bank, 0 * X).isfinite().all() and Notes.misfit(0 * X, Notes.evidence(bank, 0 * X)) == 0
+    assert Notes.evidence(bank, 0 * X).isfinite().all()
 
 
 def test_scores_are_those_of_the_table_of_music(song):

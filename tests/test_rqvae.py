@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sepnb import pairs, rqvae
+from sepnb import presets, rqvae
 from sepnb.pairs import Together
 from sepnb.presets import weights_path
 from sepnb.registry import DATA
@@ -282,12 +282,12 @@ def test_weights_are_the_whole_network(preset):
 def test_training_is_found_again_and_variants_have_names_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = []
-    monkeypatch.setattr(pairs, "weights_path", lambda name, *args, **options: (names.append(name), tmp_path / f"{name}.safetensors")[1])
+    monkeypatch.setattr(presets, "weights_path", lambda name, *args, **options: (names.append(name), tmp_path / f"{name}.safetensors")[1])
     variants = dict(skips=True), dict(skips=False), dict(loss="snr")
     trained = [rqvae.load_rqvae("songs", "smoke", **v)[0] for v in variants]
     assert names == ["rqvae", "rqvae-codes", "rqvae-snr"] and trained[1].config.skips is False
     assert load_tensors(tmp_path / "rqvae-snr.safetensors")[1]["steps"] == LOSSES["snr"][1] * RQ["smoke"][1].steps
-    monkeypatch.setattr(pairs, "fit", lambda *args, **options: pytest.fail("trained again"))
+    monkeypatch.setattr(presets, "fit", lambda *args, **options: pytest.fail("trained again"))
     again = rqvae.load_rqvae("songs", "smoke")[0]
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in trained[0].state_dict().items())
 
