@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEASURED', 'TEMPERATURES', 'ASKED', 'LOUD', 'WAYS', 'POINTS', 'PAIRS', 'spectral_bits', 'asked', 'spectral_samples',
            'mixed_prior', 'Note', 'note_at', 'between', 'points', 'profile', 'off', 'powers', 'audible',
-           'pairs_between', 'spectral_between', 'half_pitch', 'decibels', 'summary']
+           'pairs_between', 'half_pitch', 'decibels', 'spectral_between', 'summary']
 
 # %% ../nbs/74_interpolation.ipynb #002a2025
 from dataclasses import dataclass
@@ -138,7 +138,7 @@ def points(semitones:int): # between two notes, even -> shares of the second not
     first = np.unique(np.linspace(0, half, POINTS // 2 + 1).round()) / semitones
     return [*first.tolist(), *(1 - first[-2::-1]).tolist()]
 
-
+# %% ../nbs/74_interpolation.ipynb #663f2b47
 def profile(P): # (..., 512) power -> (..., 512) dB below the peak, at most 60
     return (10 * (P / P.amax(-1, keepdim=True).clamp_min(1e-20) + 1e-12).log10()).clamp_min(-60)
 
@@ -155,7 +155,7 @@ def audible(one, two): # Notes -> (512, frames) bool: where either is 12 dB abov
     return torch.maximum(one.log[0], two.log[0]) > np.log(4 * HISS * (0.375 * WINDOW) ** 0.5 * 4 / WINDOW)
 
 
-def pairs_between(notes, n, seed=0): # -> list of (i, j), endless: other instruments, an even number of semitones from 4 to 24 apart
+def pairs_between(notes, n, seed=0): # -> iterator over n (i, j), drawn with repetition: other instruments, an even number of semitones from 4 to 24 apart
     rng = np.random.default_rng(seed)
     pitch, instrument = notes.labels.pitch.to_numpy(), notes.labels.instrument.to_numpy()
     while n:
@@ -165,7 +165,16 @@ def pairs_between(notes, n, seed=0): # -> list of (i, j), endless: other instrum
             n -= 1
             yield i, j
 
+# %% ../nbs/74_interpolation.ipynb #f18cd2d6
+def half_pitch(heard): # list of MIDI numbers -> the likeliest, 0 if none
+    return heard[0] if heard else 0
 
+
+def decibels(a, b, where=None): # log-magnitudes (512, frames), natural; which of them, None is all -> dB, root mean square
+    d = a - b if where is None else (a - b)[where]
+    return round((d.square().mean().sqrt() * 20 / np.log(10)).item(), 3)
+
+# %% ../nbs/74_interpolation.ipynb #06201b70
 @experiment("spectralflow-between", split=lambda: ("valid", "test"))
 def spectral_between(preset, split): # -> DataFrame, a row for every pair and way
     "Pitches along the way, distances half-way."
@@ -196,15 +205,6 @@ def spectral_between(preset, split): # -> DataFrame, a row for every pair and wa
     frame = pd.DataFrame(rows)
     frame.attrs.update(data=f"{split} of the generated notes", items=PAIRS[preset], passed_over=passed, threshold=threshold)
     return frame
-
-
-def half_pitch(heard): # list of MIDI numbers -> the likeliest, 0 if none
-    return heard[0] if heard else 0
-
-
-def decibels(a, b, where=None): # log-magnitudes (512, frames), natural; which of them, None is all -> dB, root mean square
-    d = a - b if where is None else (a - b)[where]
-    return round((d.square().mean().sqrt() * 20 / np.log(10)).item(), 3)
 
 # %% ../nbs/74_interpolation.ipynb #01f817ee
 def summary(frame): # of "spectralflow-between" -> DataFrame, a row for every way

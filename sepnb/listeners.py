@@ -82,7 +82,7 @@ class PitchNet(Prior):
         peak = (p[:, 1:-1] > threshold) & (p[:, 1:-1] >= p[:, :-2]) & (p[:, 1:-1] > p[:, 2:])
         return [sorted((LOWEST + peak[i].nonzero()[:, 0]).tolist(), key=lambda n: -p[i, 1 + n - LOWEST].item()) for i in range(len(P))]
 
-
+# %% ../nbs/73_listeners.ipynb #014f2c54
 class Powers(Dataset):
     "`[i]`: the power spectrum of a note and its pitch, (513,); of notes of pitches that the listener knows."
 
@@ -107,14 +107,14 @@ def pitch_loss(model, x, generator=None): # -> scalar
     P, which = mixed(x, generator)
     return F.binary_cross_entropy_with_logits(model(P), which) * which.shape[1]
 
-
+# %% ../nbs/73_listeners.ipynb #be4f3115
 PITCH = {"smoke": (PitchConfig(8), Recipe(steps=10, batch=8, frame=BINS + 1, lr=3e-3)),
          "laptop": (PitchConfig(32), Recipe(steps=4000, batch=64, frame=BINS + 1, lr=3e-3, gamma=0.4)),
          "paper": (PitchConfig(64), Recipe(steps=20_000, batch=128, frame=BINS + 1, lr=1e-3, gamma=0.4))}
 
 
 def load_pitch_net(data:str="notes", preset=None): # -> PitchNet
-    "The listener for pitches; trained first where its weights are missing, which takes a minute or two."
+    "The listener for pitches; trained first where its weights are missing, which takes minutes."
     return trained("pitchnet", data, "note", PitchNet, pitch_loss, lambda: Powers(notes_of("train", data)), *PITCH[preset_name(preset)], preset)[0]
 
 # %% ../nbs/73_listeners.ipynb #ffe8bc69
@@ -131,7 +131,7 @@ def course(M): # (..., 512, frames) magnitudes, at least 248 -> (..., 48, 62) fr
     Q = (M[..., : 4 * MOMENTS].square().unflatten(-1, (MOMENTS, 4)).mean(-1).mT @ to_bands().to(M)).mT
     return (1 + (10 / 70) * (Q / Q.amax((-2, -1), keepdim=True).clamp_min(1e-20) + 1e-12).log10()).clamp_min(0)
 
-
+# %% ../nbs/73_listeners.ipynb #cb2c6708
 @dataclass(frozen=True)
 class FamilyConfig:
     width: int = 16
@@ -156,7 +156,7 @@ class FamilyNet(Prior):
             raise ValueError(f"the listener for families takes at least {4 * MOMENTS} frames, got {M.shape[-1]}")
         return self(course(M)).argmax(1)
 
-
+# %% ../nbs/73_listeners.ipynb #40d2d23b
 class Courses(Dataset):
     "`[i]`: the course of a note and the number of its family, (48 * 62 + 1,)."
 

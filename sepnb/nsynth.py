@@ -227,7 +227,7 @@ def notes_of(split:str, name:str="notes"): # of a data set -> Notes
 
 class _Sized: samples, rate = int(SECONDS * RATE), RATE
 
-
+# %% ../nbs/70_nsynth.ipynb #55bba031
 class Families(Batched):
     "`[i]` is (families, t): a note of each, from its beginning, the same for the same (seed, split, i)."
 
@@ -250,7 +250,7 @@ class Families(Batched):
     def __getitem__(self, i):
         return torch.stack([self.one(i, k) for k in range(len(FAMILIES))])
 
-
+# %% ../nbs/70_nsynth.ipynb #69dc9a4c
 class OneFamily(Batched):
     "Notes of one family: `[i]` is (t,). ValueError on an unknown family."
 

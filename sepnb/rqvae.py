@@ -100,7 +100,7 @@ class Separated:
     codes: torch.Tensor
     commitment: torch.Tensor
 
-
+# %% ../nbs/61_rqvae.ipynb #32e76d36
 class RQVAE(Prior):
     "From a mix (b, t) to codes and sources (b, k, t), of any length. Not a prior: it has no `log_prob`."
     likelihood = False

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIKELIHOODS', 'DIGITS', 'LATENT_COUNTS', 'RUNS', 'Likelihood', 'VAE', 'elbo_loss', 'DigitsConfig', 'digits_vae',
-           'Digits', 'ink', 'digits_loss', 'learned', 'vae_digits', 'divergence_by_latent']
+           'Digits', 'ink', 'digits_loss', 'learned', 'divergence_by_latent', 'vae_digits']
 
 # %% ../nbs/76_vae.ipynb #ee60eb16
 import math
@@ -96,7 +96,7 @@ def digits_vae(config): # -> VAE of digits
     net = lambda a, b: nn.Sequential(nn.Linear(a, h), nn.SiLU(), nn.Linear(h, h), nn.SiLU(), nn.Linear(h, b))
     return VAE(config, net(d, 2 * config.latents), nn.Sequential(net(config.latents, d * n), nn.Unflatten(-1, (d, n))))
 
-
+# %% ../nbs/76_vae.ipynb #e824ef82
 class Digits(Dataset):
     "`[i]` is (64,) from 0 to 1, `labels[i]` which digit it is. ValueError on an unknown split."
 
@@ -113,7 +113,7 @@ class Digits(Dataset):
 
     def __getitem__(self, i): return self.images[i]
 
-
+# %% ../nbs/76_vae.ipynb #fd0c7d22
 def ink(x, generator=None): # (b, d) from 0 to 1 -> (b, d) of 0 and 1
     return torch.bernoulli(x, generator=generator)
 
@@ -133,7 +133,11 @@ def learned(latents, preset, seed=0): # -> VAE of digits, trained, in evaluation
     fit(model, digits_loss, Digits("train"), replace(DIGITS[preset], seed=seed), progress=False)
     return model.eval().requires_grad_(False)
 
+# %% ../nbs/76_vae.ipynb #854732f0
+def divergence_by_latent(model, x): # -> (latents,) nats, the mean over x
+    return divergence(*(v[..., None] for v in model.posterior(x))).mean(0)
 
+# %% ../nbs/76_vae.ipynb #967d4fba
 @experiment("vae-digits")
 def vae_digits(preset): # -> DataFrame, a row for every number of latents and training run
     "Bound, divergence and evidence (nats) of test digits; that of independent pixels beside them."
@@ -151,8 +155,3 @@ def vae_digits(preset): # -> DataFrame, a row for every number of latents and tr
     frame = pd.DataFrame(rows)
     frame.attrs.update(data="500 digits of scikit-learn", items=len(x), steps=DIGITS[preset].steps)
     return frame
-
-
-def divergence_by_latent(model, x): # -> (latents,) nats, the mean over x
-    mean, log_std = model.posterior(x)
-    return ((mean.square() + (2 * log_std).exp() - 1) / 2 - log_std).mean(0)
