@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sepnb.training import fit
-from sepnb.vae import DIGITS, LIKELIHOODS, Digits, DigitsConfig, digits_loss, digits_vae, divergence_by_latent, elbo_loss, ink
+from sepnb.vae import DIGITS, LIKELIHOODS, Digits, PlainConfig, digits_loss, divergence_by_latent, elbo_loss, ink, plain_vae
 
 random = lambda k=0: torch.Generator().manual_seed(k)
 
@@ -13,7 +13,7 @@ random = lambda k=0: torch.Generator().manual_seed(k)
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    m = digits_vae(DigitsConfig(3, 32))
+    m = plain_vae(PlainConfig(3, hidden=32))
     fit(m, digits_loss, Digits("train"), DIGITS["smoke"], progress=False)
     return m.eval().requires_grad_(False)
 
@@ -41,10 +41,10 @@ def test_evidence_grows_with_samples_and_is_above_the_bound(model):
 def test_evidence_is_an_integral():
     "One latent: the sum over a fine grid of z says the same."
     torch.manual_seed(0)
-    m = digits_vae(DigitsConfig(1, 16)).eval().requires_grad_(False)
+    m = plain_vae(PlainConfig(1, hidden=16)).eval().requires_grad_(False)
     x = ink(Digits("test").images[:5], random())
     z = torch.linspace(-8, 8, 4001)
-    log = m.given(x, z[:, None, None].expand(-1, 5, 1)) + torch.distributions.Normal(0, 1).log_prob(z)[:, None]
+    log = m.decoder.log_prob(x, z[:, None, None].expand(-1, 5, 1)) + torch.distributions.Normal(0, 1).log_prob(z)[:, None]
     exact = log.logsumexp(0) + torch.log(z[1] - z[0])
     assert torch.allclose(m.evidence(x, 20_000, random(1)), exact, atol=0.05)
 
@@ -75,7 +75,7 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path):
 
     def begin():
         torch.manual_seed(0)
-        return digits_vae(DigitsConfig(2, 16))
+        return plain_vae(PlainConfig(2, hidden=16))
 
     whole, again = begin(), begin()
     fit(whole, digits_loss, Digits("train"), DIGITS["smoke"], run=tmp_path / "a", every=8, progress=False)
