@@ -52,11 +52,13 @@ need = $(1) >/dev/null 2>&1 || { \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(3) >/dev/null; \
 	else echo "make: $(2) is missing; install it (Debian: apt-get install $(3)), then run make again" >&2; exit 1; fi; }
 
-# museval and musdb refuse to be imported without these two. Songs are rendered by FluidSynth; where it cannot be had, the excerpts that are shipped serve.
+# museval and musdb refuse to be imported without the first two. Songs are rendered by FluidSynth, sentences are spoken by espeak-ng; where these cannot be had, the excerpts that are shipped serve.
 programs:
 	@$(call need,sh -c 'ffmpeg -version && ffprobe -version',the program ffmpeg or ffprobe,ffmpeg)
 	@( $(call need,sh -c 'ldconfig -p | grep libfluidsynth && ls /usr/share/sounds/sf3/MuseScore_General_Lite.sf3',FluidSynth or its SoundFont,libfluidsynth3 musescore-general-soundfont-small) ) || \
 	  echo "make: going on without: songs are not rendered, the excerpts that are shipped serve"
+	@( $(call need,espeak-ng --version,the program espeak-ng,espeak-ng) ) || \
+	  echo "make: going on without: nothing is spoken, the sentences that are shipped serve"
 
 $(READY): settings.ini setup.py
 	@$(call need,$(PYTHON) -c 'import venv$(comma) ensurepip',a Python ($(PYTHON)) with its venv module,python3-venv)

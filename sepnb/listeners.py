@@ -181,7 +181,7 @@ FAMILY = {"smoke": (FamilyConfig(4), Recipe(steps=10, batch=8, frame=BANDS * MOM
 
 
 def load_family_net(data:str="notes", preset=None): # -> FamilyNet
-    "The listener for families; trained first where its weights are missing, which takes a minute or two."
+    "The listener for families; trained first where its weights are missing, which takes a minute."
     return trained("familynet", data, "note", FamilyNet, family_loss, lambda: Courses(notes_of("train", data)), *FAMILY[preset_name(preset)], preset)[0]
 
 # %% ../nbs/73_listeners.ipynb #ef588937

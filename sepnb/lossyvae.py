@@ -6,11 +6,10 @@
 __all__ = ['LAYERS', 'SEEDS', 'LOSSY', 'PROBED', 'LossyConfig', 'LogSpectrum', 'lossy_encoder', 'WaveNetDecoder', 'lossy_vae',
            'lossy_loss', 'load_lossy_vae', 'probe', 'judged', 'lossy']
 
-# %% ../nbs/77_lossyvae.ipynb #9a4ba152
+# %% ../nbs/77_lossyvae.ipynb #8ce03ef4
 import math
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F

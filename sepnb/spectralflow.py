@@ -269,7 +269,7 @@ KINDS = {"spectralflow": {}, "spectralflow-pitched": dict(pitched=True), "spectr
 
 
 def load_flow(kind:str="spectralflow", data:str="notes", preset=None, seed:int=0): # of `KINDS` -> SpectralFlow, header of its weights
-    "The flow of a data set; trained first where its weights are missing, which takes twenty minutes of CPU at laptop. ValueError on an unknown kind."
+    "The flow of a data set; trained first where its weights are missing, which takes ten minutes of CPU at laptop. ValueError on an unknown kind."
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; choose one of {', '.join(KINDS)}")
     config, recipe = SPECTRAL[preset_name(preset)]
