@@ -76,12 +76,12 @@ class WaveNetDecoder(nn.Module):
 def lossy_vae(config): # -> VAE of waveforms
     return VAE(config, lossy_encoder(config), WaveNetDecoder(config))
 
-# %% ../nbs/77_lossyvae.ipynb #cc7c459a
+# %% ../nbs/77_lossyvae.ipynb #bdfa273d
 def lossy_loss(model, x, generator=None): # -> scalar, nats a sample
     return elbo_loss(model, x, generator) / x.shape[-1]
 
 
-LAYERS, SEEDS = (1, 3, 5, 7, 9, 11), {"smoke": 1, "laptop": 2, "paper": 5}
+LAYERS, SEEDS = (1, 3, 5, 7, 9, 11), {"smoke": 1, "laptop": 1, "paper": 5}
 LOSSY = {"smoke": (LossyConfig(samples=256, hidden=16, width=8, skip=8), Recipe(steps=4, batch=4, frame=256, lr=3e-3, clip=1.0)),
          "laptop": (LossyConfig(), Recipe(steps=2000, batch=4, frame=2048, lr=3e-3, gamma=0.5, clip=1.0)),
          "paper": (LossyConfig(width=128, skip=256, hidden=512), Recipe(steps=100_000, batch=32, frame=2048, lr=1e-3, gamma=0.5, clip=1.0))}

@@ -8,7 +8,7 @@ __all__ = ['LIKELIHOODS', 'DIGITS', 'LATENT_COUNTS', 'RUNS', 'SOUNDS', 'BLUR', '
            'divergence_by_latent', 'vae_digits', 'Tones', 'Pictures', 'blurred_loss', 'load_sound_vae', 'gaussian',
            'vae_sounds']
 
-# %% ../nbs/76_vae.ipynb #fb1c1d7e
+# %% ../nbs/76_vae.ipynb #33788160
 import math
 from dataclasses import dataclass, replace
 
@@ -26,7 +26,7 @@ from .presets import trained
 from .registry import preset_name
 from .spectral import magnitudes
 from .store import experiment
-from .toy import SOURCES, ToyData
+from .toy import SOURCES, ToyData, waveform
 from .training import Prior, Recipe, noisy
 
 # %% ../nbs/76_vae.ipynb #ef2369d0
@@ -176,20 +176,19 @@ def vae_digits(preset): # -> DataFrame, a row for every number of latents and tr
     frame.attrs.update(data="500 digits of scikit-learn", items=len(x), steps=DIGITS[preset].steps)
     return frame
 
-# %% ../nbs/76_vae.ipynb #21daf4f7
+# %% ../nbs/76_vae.ipynb #b4c8dce6
 class Tones(Dataset):
     "`[i]`: a toy waveform (t,), the classes in turn; `classes[i]` and `pitches[i]` say which class and pitch (MIDI number)."
 
     def __init__(self, split:str, t:int, n:int=None): # n waveforms; None is four for each item of the split
         data = ToyData(split, t, n=n and -(-n // len(SOURCES)))
-        n = n or len(SOURCES) * len(data)
-        self.data, self.classes = data, torch.arange(n) % len(SOURCES)
-        f = data.params(range(len(data)))["f"].flatten()[:n]
-        self.pitches = (69 + 12 * (f / 440).log2()).float()
+        self.data, self.params = data, {k: v.flatten()[:n] for k, v in data.params(range(len(data))).items()}
+        self.classes = torch.arange(len(self.params["f"])) % len(SOURCES)
+        self.pitches = (69 + 12 * (self.params["f"] / 440).log2()).float()
 
     def __len__(self): return len(self.classes)
 
-    def __getitem__(self, i): return self.data[i // len(SOURCES)][i % len(SOURCES)]
+    def __getitem__(self, i): return waveform(SOURCES[self.classes[i]], **{k: v[i] for k, v in self.params.items()}, t=self.data.t)
 
 # %% ../nbs/76_vae.ipynb #10afaefa
 class Pictures(Dataset):
