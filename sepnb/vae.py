@@ -176,19 +176,22 @@ def vae_digits(preset): # -> DataFrame, a row for every number of latents and tr
     frame.attrs.update(data="500 digits of scikit-learn", items=len(x), steps=DIGITS[preset].steps)
     return frame
 
-# %% ../nbs/76_vae.ipynb #b4c8dce6
+# %% ../nbs/76_vae.ipynb #582e94f8
 class Tones(Dataset):
     "`[i]`: a toy waveform (t,), the classes in turn; `classes[i]` and `pitches[i]` say which class and pitch (MIDI number)."
 
     def __init__(self, split:str, t:int, n:int=None): # n waveforms; None is four for each item of the split
         data = ToyData(split, t, n=n and -(-n // len(SOURCES)))
-        self.data, self.params = data, {k: v.flatten()[:n] for k, v in data.params(range(len(data))).items()}
-        self.classes = torch.arange(len(self.params["f"])) % len(SOURCES)
-        self.pitches = (69 + 12 * (self.params["f"] / 440).log2()).float()
+        params = {k: v.flatten()[:n] for k, v in data.params(range(len(data))).items()}
+        self.classes = torch.arange(len(params["f"])) % len(SOURCES)
+        self.pitches = (69 + 12 * (params["f"] / 440).log2()).float()
+        self.waves = torch.empty(len(self), t)  # all at once: one at a time they take longer than a step of training
+        for k, shape in enumerate(SOURCES):
+            self.waves[k :: len(SOURCES)] = waveform(shape, **{name: v[k :: len(SOURCES)] for name, v in params.items()}, t=t)
 
     def __len__(self): return len(self.classes)
 
-    def __getitem__(self, i): return waveform(SOURCES[self.classes[i]], **{k: v[i] for k, v in self.params.items()}, t=self.data.t)
+    def __getitem__(self, i): return self.waves[i]
 
 # %% ../nbs/76_vae.ipynb #10afaefa
 class Pictures(Dataset):
