@@ -4,25 +4,32 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'PATTERNS', 'THEIRS', 'SPLITS', 'VOICES', 'UNHEARD', 'PROGRAM', 'SOUNDS', 'INFO', 'HELP', 'HIDDEN', 'TOLD',
-           'split_of', 'sentences', 'spoken', 'speak', 'make_speech', 'speakers_of', 'pair_of', 'sound_of', 'text_of',
-           'heard', 'names_of', 'read_labels', 'Utterances', 'read_pair', 'prepare_vctk', 'utterances', 'sentence',
-           'write_excerpt', 'Voices', 'OneVoice', 'told', 'told_loss', 'load_told']
+           'SAID', 'PIECES', 'SEEDS', 'ASKED', 'GARBLE', 'COURSES', 'TEMPERATURES', 'split_of', 'sentences', 'spoken',
+           'speak', 'make_speech', 'speakers_of', 'pair_of', 'others_of', 'sound_of', 'text_of', 'heard', 'names_of',
+           'read_labels', 'Utterances', 'read_pair', 'prepare_vctk', 'utterances', 'sentence', 'write_excerpt',
+           'Voices', 'OneVoice', 'told', 'told_loss', 'load_told', 'by_frames', 'garble', 'log_masses', 'speech_told',
+           'timbre', 'judge', 'odds', 'voicing', 'syllables', 'heard_as', 'tasks', 'kept_sound', 'spoken_rows',
+           'speech_garble']
 
-# %% ../nbs/78_speech.ipynb #7736f40b
+# %% ../nbs/78_speech.ipynb #8bc2647d
 import json, shutil, subprocess, sys, tempfile
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
+from torchaudio.functional import melscale_fbanks
 from tqdm.auto import tqdm
 
-from .audio import RATE, Recording, load, resample, save
+from .audio import RATE, Recording, resample, save, stft
 from .frames import PLAYS, Batched, data_home
 from .presets import trained
+from .quantize import mulaw_encode
 from .registry import DATA, Recordings, preset_name
-from .store import artifacts, note_songs, write_whole
+from .store import artifacts, experiment, note_songs, write_whole
 from .training import Recipe
 from .wavenet import WaveNet, WaveNetConfig
 
@@ -89,7 +96,7 @@ def speak(text:str, voice:str="male"): # -> (t,) waveform at 16 kHz
         raise ValueError(f"espeak-ng is silent about {text!r}")
     return x[loud[0] : loud[-1] + 1].clamp(-1, 1)
 
-# %% ../nbs/78_speech.ipynb #06d9196a
+# %% ../nbs/78_speech.ipynb #1c3e7d37
 SOUNDS = {"wav48/{0}/{1}.wav": 48_000, "wav48_silence_trimmed/{0}/{1}_mic1.flac": 48_000, "flac16/{0}/{1}.flac": RATE} # where sounds lie -> their rate, Hz
 INFO = "ID  AGE  GENDER  ACCENTS  REGION\n"
 
@@ -97,20 +104,21 @@ INFO = "ID  AGE  GENDER  ACCENTS  REGION\n"
 def make_speech(path=None, # not needed: it is made, not read
                 out=None, # folder; None is that of prepared data
                 seed:int=0, progress:bool=True): # -> list of dicts, one a voice
-    "Speaks all sentences and writes them in VCTK's layout; those that are there stay, so that a stopped run goes on."
-    root, found, texts = Path(out or data_home() / "speech"), [], sentences(seed=seed)
-    for k, voice in enumerate(tqdm(VOICES, desc="speech", disable=not progress, unit=" voices"), 1):
+    "Speaks all sentences, the unheard voices those that test, and writes them in VCTK's layout; those that are there stay, so that a stopped run goes on."
+    root, found, every = Path(out or data_home() / "speech"), [], sentences(seed=seed)
+    for k, voice in enumerate(tqdm(VOICES | UNHEARD, desc="speech", disable=not progress, unit=" voices"), 1):
+        texts = {n: text for n, text in every.items() if voice in VOICES or split_of(n) == "test"}
         (root / "wav48" / f"p{k:03d}").mkdir(parents=True, exist_ok=True), (root / "txt" / f"p{k:03d}").mkdir(parents=True, exist_ok=True)
         missing = {n: text for n, text in texts.items() if not (root / f"txt/p{k:03d}/p{k:03d}_{n:03d}.txt").exists()}
         for n, text in missing.items():
             save(root / f"wav48/p{k:03d}/p{k:03d}_{n:03d}.wav", resample(*spoken(text, voice), 48_000).clamp(-1, 1), 48_000)
             write_whole(root / f"txt/p{k:03d}/p{k:03d}_{n:03d}.txt", f"{text}.\n".encode())  # after its sound: a sentence with it is whole
         found.append(dict(voice=voice, speaker=f"p{k:03d}", sentences=len(texts), made=len(missing)))
-    lines = [f"{f['speaker']}  -  {f['voice'][0].upper()}  American  eSpeak NG, {VOICES[f['voice']]}\n" for f in found]
+    lines = [f"{f['speaker']}  -  {f['voice'].split()[-1][0].upper()}  American  eSpeak NG, {(VOICES | UNHEARD)[f['voice']]}\n" for f in found]
     write_whole(root / "speaker-info.txt", (INFO + "".join(lines)).encode())  # last: a folder with it is whole
     return found
 
-# %% ../nbs/78_speech.ipynb #295ae40a
+# %% ../nbs/78_speech.ipynb #10b79f0e
 HELP = """VCTK is not here. Get it from https://datashare.ed.ac.uk/handle/10283/3443, unpack it, and then: sepnb data vctk PATH
 A generated set in the same layout: sepnb data speech"""
 
@@ -136,6 +144,14 @@ def pair_of(root, speakers:str=None): # such as "p226,p225", the man first -> {"
     if [known.get(s) for s in chosen] != ["M", "F"]:
         raise ValueError(f"expected a man and a woman of speaker-info.txt, such as p226,p225; got {', '.join(f'{s} ({known.get(s)})' for s in chosen)}")
     return dict(zip(VOICES, chosen))
+
+
+def others_of(root, pair): # -> {"another male": speaker, "another female": speaker}
+    "The next man and woman of `speaker-info.txt`. ValueError where there are none."
+    rest = {s: g for s, g in speakers_of(root).items() if s not in pair.values()}
+    if not {"M", "F"} <= set(rest.values()):
+        raise ValueError(f"{Path(root).name} has no further man and woman beside {' and '.join(pair.values())}")
+    return {voice: next(s for s, g in rest.items() if g == want) for voice, want in zip(UNHEARD, "MF")}
 
 # %% ../nbs/78_speech.ipynb #019e78b6
 def sound_of(root, speaker, name): # -> Path, its rate in Hz
@@ -248,8 +264,8 @@ def prepare_vctk(path, speakers:str=None, skip:bool=False, name:str="vctk"): # s
     write_whole(link.with_name(f"{name}.json"), json.dumps(dict(pair=pair, without=sorted(wrong))).encode())
     return [dict(voice=v, speaker=s, split=split, sentences=len(rows)) for (v, s, split), rows in labels.groupby(["voice", "speaker", "split"], sort=False)]
 
-# %% ../nbs/78_speech.ipynb #96d23a96
-def utterances(split:str, data:str="speech"): # -> Utterances
+# %% ../nbs/78_speech.ipynb #5ef7c210
+def utterances(split:str, data:str="speech", others:bool=False): # others: of two voices that are in no training -> Utterances
     "The sentences of a split of `speech` or `vctk`. ValueError on an unknown split, FileNotFoundError says how to get VCTK."
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
@@ -261,7 +277,7 @@ def utterances(split:str, data:str="speech"): # -> Utterances
         _say_once(f"speech, {split}: not spoken here (sepnb data speech), so the excerpt that is shipped serves")
         root, kind = artifacts() / "excerpts" / "speech", "shipped excerpt"
     about = json.loads(known.read_text()) if known.exists() else dict(pair=pair_of(root), without=[])
-    labels = read_labels(root, about["pair"], about["without"])
+    labels = read_labels(root, others_of(root, about["pair"]) if others else about["pair"], about["without"])
     found = Utterances(root, labels[labels.split == split])
     note_songs(f"{data}, {split}", kind, [_Sized(found[i]) for i in range(len(found))])
     return found
@@ -285,11 +301,13 @@ def write_excerpt(out, counts=dict(train=6, valid=2, test=4)): # folder -> numbe
     out, kept = Path(out), {}
     for split, n in counts.items():
         spoken_here = utterances(split)
+        if split == "test":
+            spoken_here = Utterances(spoken_here.root, pd.concat([spoken_here.labels, utterances(split, others=True).labels]))
         male = spoken_here.where(voice="male")
         rows = male.labels.assign(length=[len(male[i]) for i in range(len(male))], theirs=male.labels.number.isin(THEIRS)).sort_values(["theirs", "length"], ascending=[False, True])
         kept[split] = rows.number[:n].tolist()
         for i, row in spoken_here.labels.iterrows():
-            if row.number in kept[split]:
+            if row.number in kept[split][: 2 if row.voice in UNHEARD else None]:
                 for kind in ("flac16", "txt"):
                     (out / kind / row.speaker).mkdir(parents=True, exist_ok=True)
                 save(out / f"flac16/{row.speaker}/{row['name']}.flac", spoken_here[i], RATE)
@@ -370,3 +388,152 @@ def load_told(data:str="speech", preset=None, seed:int=0): # -> WaveNet
     "The WaveNet that is told; trained first where its weights are missing, which takes a quarter of an hour."
     config, recipe = TOLD[preset_name(preset)]
     return trained("told", data, "both", WaveNet, told_loss, lambda: DATA[data].items("train", t=recipe.frame), config, recipe, preset, seed)[0]
+
+# %% ../nbs/78_speech.ipynb #0a9c79d9
+def by_frames(net, hop:int=RATE, upsample:str="nearest"): # net: a WaveNet with global condition -> the same with a condition for every `hop` samples
+    "The same weights, told in time. ValueError for a WaveNet that is told nothing."
+    c = net.config
+    if not c.cond_global or c.cond_local:
+        raise ValueError("expected a WaveNet with global conditioning alone")
+    other = WaveNet(replace(c, cond_global=0, cond_local=c.cond_global, hop=hop, upsample=upsample))
+    other.load_state_dict(net.state_dict())
+    return other.eval().requires_grad_(False)
+
+
+def garble(net, course, # shares of the voices, a tuple for every `hop` samples: [(1, 0), (0, 1)] is a man, then a woman
+           n:int=1, seed:int=0, temperature:float=1.0, hop:int=RATE, upsample:str="nearest"): # -> (n, hop * len(course))
+    "Sounds that the network makes up. Their random numbers depend on the seed alone: what is told may change, and they stay."
+    local = torch.tensor(course, dtype=torch.float32).expand(n, -1, -1)
+    return by_frames(net, hop, upsample).sample(n, hop * len(course), torch.Generator().manual_seed(seed), temperature, local=local)
+
+# %% ../nbs/78_speech.ipynb #0ba538b0
+def log_masses(net, x, shares): # (t,), what is told -> (t,) nats
+    "Log-probability of every sample, given those before it."
+    codes = mulaw_encode(x[None], net.config.classes)
+    with torch.no_grad():
+        return -F.cross_entropy(net(codes, told(*shares)), codes, reduction="none")[0]
+
+
+SAID = {"smoke": 1, "laptop": 40, "paper": 40} # test sentences a voice
+PIECES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0) # seconds
+SEEDS = {"smoke": (0,), "laptop": (0, 1), "paper": (0, 1, 2)} # of the trainings
+ASKED = dict(male=(1, 0), female=(0, 1), nobody=(0, 0))
+
+
+@experiment("speech-told")
+def speech_told(preset): # -> DataFrame, a row for every test sentence and piece of one: its nats under each of `ASKED`
+    "How likely speech is when the right voice is told, the wrong one, and none."
+    rows = []
+    for seed, others in [(s, o) for s in SEEDS[preset] for o in (False, True)[: 2 if s == 0 else 1]]:
+        net, found = load_told(preset=preset, seed=seed), utterances("test", others=others)
+        for voice in found.labels.voice.unique():
+            mine = found.where(voice=voice)
+            for i in range(min(SAID[preset], len(mine))):
+                mass = {who: log_masses(net, mine[i], shares) for who, shares in ASKED.items()}
+                t = len(mine[i])
+                spans = {"sentence": slice(0, t)} | {f"{p:g}": slice(t // 2 - int(p * RATE / 2), t // 2 + int(p * RATE / 2)) for p in PIECES if p * RATE < t}
+                rows += [dict(seed=seed, voice=voice, name=mine.labels["name"][i], piece=piece, samples=len(mass["male"][s]), **{who: round(m[s].sum().item(), 2) for who, m in mass.items()}) for piece, s in spans.items()]
+    frame = pd.DataFrame(rows)
+    frame.attrs.update(data="test sentences of the generated speech", items=int((frame.piece == "sentence").sum()))
+    return frame
+
+# %% ../nbs/78_speech.ipynb #173ffd2e
+@lru_cache(maxsize=None)
+def _bands():
+    return melscale_fbanks(257, 0.0, RATE / 2, 40, RATE).T
+
+
+def timbre(x): # (t,) at 16 kHz, at least 512 samples -> (80,)
+    "Mean and deviation over time of mel bands in dB, without the level. ValueError on silence."
+    P = _bands() @ stft(x, 512, 256).abs().square()
+    if not P.mean() > 1e-9:
+        raise ValueError("a sound is silent: it has no voice")
+    L = 10 * (P / P.mean() + 1e-7).log10()
+    return torch.cat([L.mean(1), L.std(1)])
+
+
+@lru_cache(maxsize=None)
+def judge(n:int=400, data:str="speech"): # frames of a second a voice -> a pipeline of scikit-learn
+    "Tells the second voice from the first."
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    frames = DATA[data].items("train", t=RATE).batch(range(n))
+    X = torch.stack([timbre(x) for x in frames.flatten(0, 1)]).numpy()
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(X, np.tile([0, 1], n))
+
+
+def odds(x, judge): # (t,) -> log-odds of the second voice, the mean over seconds
+    parts = [p for p in x[: max(1, len(x) // RATE) * RATE].split(RATE)]
+    return float(judge.decision_function(torch.stack([timbre(p) for p in parts]).numpy()).mean())
+
+# %% ../nbs/78_speech.ipynb #41d1f7be
+def voicing(x): # (t,) -> median pitch in Hz, nan where nothing is voiced; share of the time that is voiced
+    import librosa
+
+    f0, voiced, _ = librosa.pyin(x.numpy(), fmin=60, fmax=400, sr=RATE, frame_length=1024, hop_length=256)
+    return (float(np.median(f0[voiced])) if voiced.any() else float("nan")), float(voiced.mean())
+
+
+def syllables(x): # (t,) -> peaks of loudness a second, at least 3 dB above what is around them
+    from scipy.ndimage import gaussian_filter1d
+    from scipy.signal import find_peaks
+
+    level = x[: len(x) // 160 * 160].view(-1, 160).square().mean(1).numpy()  # every 10 ms
+    level = 10 * np.log10(gaussian_filter1d(level, 3) + 1e-6)
+    return len(find_peaks(level, prominence=3, height=level.max() - 25)[0]) / (len(x) / RATE)
+
+
+def heard_as(x, judge): # (t,) -> dict
+    "Everything that is measured of a sound."
+    pitch, voiced = voicing(x)
+    return dict(odds=round(odds(x, judge), 2), pitch=round(pitch, 1), voiced=round(voiced, 3), peaks=round(syllables(x), 2))
+
+# %% ../nbs/78_speech.ipynb #dd14804d
+GARBLE = {"smoke": (1, 2000), "laptop": (20, RATE), "paper": (200, RATE)} # sounds of a voice, half of that otherwise; samples of half a sound
+COURSES = {"male": [(1, 0)] * 2, "female": [(0, 1)] * 2, "male, then female": [(1, 0), (0, 1)], "female, then male": [(0, 1), (1, 0)], "nobody": [(0, 0)] * 2,
+           **{f"{a:g} male, {b:g} female": [(a, b)] * 2 for a, b in ((0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (1.5, -0.5), (-0.5, 1.5))}}
+TEMPERATURES = (0.9, 0.8, 0.6)
+
+
+def tasks(preset, seed): # -> list of (what is asked, temperature, how many)
+    "What is made up with the weights of a training; only the two voices with those of further seeds."
+    n, more = GARBLE[preset][0], max(1, GARBLE[preset][0] // 2)
+    if seed:
+        return [(v, 1.0, n) for v in VOICES]
+    return [(asked, 1.0, n if asked in VOICES else more) for asked in COURSES] + [(v, T, more) for v in VOICES for T in TEMPERATURES]
+
+
+def kept_sound(asked, temperature, item, preset): # -> Path
+    "Where a sound of the first training is kept, so that it can be heard."
+    return artifacts() / "results" / preset / "speech-garble" / f"{asked.replace(', ', '-').replace(' ', '-')}-{temperature:g}-{item}.flac"
+
+# %% ../nbs/78_speech.ipynb #7553520f
+def spoken_rows(teller, preset): # -> rows of one second from the middle of every test sentence, of heard and unheard voices
+    rows = []
+    for found in (utterances("test"), utterances("test", others=True)):
+        for i in range(len(found) if preset != "smoke" else 1):
+            x = found[i][max(0, len(found[i]) // 2 - RATE // 2) :][:RATE]
+            rows.append(dict(what="speech", asked=found.labels.voice[i], item=int(found.labels.number[i]), part="one second", **heard_as(x, teller)))
+    return rows
+
+
+@experiment("speech-garble")
+def speech_garble(preset): # -> DataFrame, a row for every sound and half of one
+    "What garble is taken for."
+    frames = 400 if preset != "smoke" else 8
+    teller, (_, hop) = judge(frames), GARBLE[preset]
+    pitches = [np.nanmedian([voicing(x)[0] for x in v]) for v in DATA["speech"].items("train", t=RATE).batch(range(frames // 8)).transpose(0, 1)]
+    rows = spoken_rows(teller, preset)
+    for seed in SEEDS[preset]:
+        net = load_told(preset=preset, seed=seed)
+        for asked, temperature, n in tqdm(tasks(preset, seed), desc=f"garble, seed {seed}", leave=False):
+            for item, x in enumerate(garble(net, COURSES[asked], n, seed, temperature, hop)):
+                parts = {"first half": x[:hop], "second half": x[hop:]} if "then" in asked else {"whole": x}
+                rows += [dict(what="garble", asked=asked, temperature=temperature, seed=seed, item=item, part=part, **heard_as(piece, teller)) for part, piece in parts.items()]
+                if item < 2 and not seed and preset != "smoke":
+                    (path := kept_sound(asked, temperature, item, preset)).parent.mkdir(parents=True, exist_ok=True), save(path, x.clamp(-1, 1), RATE)
+    frame = pd.DataFrame(rows)
+    frame.attrs.update(data="generated speech, and sounds made up by the WaveNet that is told", items=int((frame.what == "garble").sum()), pitches=[round(float(p), 1) for p in pitches])
+    return frame
