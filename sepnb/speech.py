@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'PATTERNS', 'THEIRS', 'SPLITS', 'VOICES', 'UNHEARD', 'PROGRAM', 'SOUNDS', 'INFO', 'HELP', 'HIDDEN', 'TOLD',
-           'SAID', 'PIECES', 'SEEDS', 'ASKED', 'GARBLE', 'COURSES', 'TEMPERATURES', 'split_of', 'sentences', 'spoken',
-           'speak', 'make_speech', 'speakers_of', 'pair_of', 'others_of', 'sound_of', 'text_of', 'heard', 'names_of',
-           'read_labels', 'Utterances', 'read_pair', 'prepare_vctk', 'utterances', 'sentence', 'write_excerpt',
-           'Voices', 'OneVoice', 'told', 'told_loss', 'load_told', 'by_frames', 'garble', 'log_masses', 'speech_told',
-           'timbre', 'judge', 'odds', 'voicing', 'syllables', 'heard_as', 'tasks', 'kept_sound', 'spoken_rows',
-           'speech_garble']
+           'AGAIN', 'SAID', 'PIECES', 'SEEDS', 'ASKED', 'GARBLE', 'COURSES', 'TEMPERATURES', 'split_of', 'sentences',
+           'spoken', 'speak', 'make_speech', 'speakers_of', 'pair_of', 'others_of', 'sound_of', 'text_of', 'heard',
+           'names_of', 'read_labels', 'Utterances', 'read_pair', 'prepare_vctk', 'utterances', 'sentence',
+           'write_excerpt', 'Voices', 'OneVoice', 'told', 'told_loss', 'load_told', 'by_frames', 'garble', 'log_masses',
+           'speech_told', 'timbre', 'judge', 'odds', 'voicing', 'syllables', 'heard_as', 'tasks', 'kept_sound',
+           'spoken_rows', 'speech_garble']
 
-# %% ../nbs/78_speech.ipynb #8bc2647d
+# %% ../nbs/78_speech.ipynb #d6194f51
 import json, shutil, subprocess, sys, tempfile
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from .store import artifacts, experiment, note_songs, write_whole
 from .training import Recipe
 from .wavenet import WaveNet, WaveNetConfig
 
-# %% ../nbs/78_speech.ipynb #82ef1531
+# %% ../nbs/78_speech.ipynb #50e2d7f1
 WORDS = dict(
     who="gardener teacher doctor sailor baker painter farmer nurse driver poet captain neighbour uncle daughter stranger pilot singer builder lawyer mayor shepherd dancer miller cook thief judge writer tailor hunter child".split(),
     how="old young quiet angry happy tired famous clever lazy gentle careful hungry nervous proud lonely cheerful patient strange tall polite".split(),
@@ -46,6 +46,8 @@ WORDS = dict(
 PATTERNS = ("the {how} {who} {did} a {kind} {what} {when}", "{when} the {who} {did} the {what} {near} the {where}", "my {who} {did} the {kind} {what}",
             "a {who} {did} our {what} {when}", "the {what} {near} the {where} was {kind}", "did the {how} {who} want a {what}", "the {who} is {how} {when}")
 THEIRS = {10: "off I went", 11: "six spoons of snow peas"} # the report's own
+
+# %% ../nbs/78_speech.ipynb #900f225f
 SPLITS = ("train", "valid", "test")
 
 
@@ -64,7 +66,7 @@ def sentences(n:int=220, seed:int=0): # -> {number: text}, all different
             out[len(out) + 1] = text
     return out
 
-# %% ../nbs/78_speech.ipynb #3c314133
+# %% ../nbs/78_speech.ipynb #c995a62c
 VOICES = {"male": "en-us+m3", "female": "en-us+f2"}  # sources -> voices of eSpeak NG
 UNHEARD = {"another male": "en-us+m7", "another female": "en-us+f4"}
 PROGRAM = """the program espeak-ng is missing, which speaks: Debian and Ubuntu have it as espeak-ng (apt-get install espeak-ng), macOS by brew install espeak-ng.
@@ -87,7 +89,7 @@ def spoken(text:str, voice:str="male"): # one of `VOICES` or `UNHEARD` -> (t,) w
         except (ValueError, OSError):
             raise ValueError(f"espeak-ng said nothing of {text!r}: {done.stderr.strip() or 'an empty file'}") from None
 
-
+# %% ../nbs/78_speech.ipynb #c6e1b830
 def speak(text:str, voice:str="male"): # -> (t,) waveform at 16 kHz
     "The same at the rate of the models, without the silence before and after."
     x = resample(*spoken(text, voice), RATE)
@@ -118,7 +120,7 @@ def make_speech(path=None, # not needed: it is made, not read
     write_whole(root / "speaker-info.txt", (INFO + "".join(lines)).encode())  # last: a folder with it is whole
     return found
 
-# %% ../nbs/78_speech.ipynb #10b79f0e
+# %% ../nbs/78_speech.ipynb #557a40a7
 HELP = """VCTK is not here. Get it from https://datashare.ed.ac.uk/handle/10283/3443, unpack it, and then: sepnb data vctk PATH
 A generated set in the same layout: sepnb data speech"""
 
@@ -136,7 +138,7 @@ def speakers_of(root): # folder of the corpus -> {speaker: "M" or "F"}
         out |= {f"p{words[0]}" if words[0].isdigit() else words[0]: words[2]} if words else {}
     return out
 
-
+# %% ../nbs/78_speech.ipynb #3c57a77a
 def pair_of(root, speakers:str=None): # such as "p226,p225", the man first -> {"male": speaker, "female": speaker}
     "Two speakers. ValueError on one that is unknown, or no man and woman."
     known = speakers_of(root)
@@ -153,7 +155,7 @@ def others_of(root, pair): # -> {"another male": speaker, "another female": spea
         raise ValueError(f"{Path(root).name} has no further man and woman beside {' and '.join(pair.values())}")
     return {voice: next(s for s, g in rest.items() if g == want) for voice, want in zip(UNHEARD, "MF")}
 
-# %% ../nbs/78_speech.ipynb #019e78b6
+# %% ../nbs/78_speech.ipynb #a1feb007
 def sound_of(root, speaker, name): # -> Path, its rate in Hz
     "Where a sentence lies. FileNotFoundError where it does not."
     for place, rate in SOUNDS.items():
@@ -171,7 +173,7 @@ def text_of(root, speaker, name): # -> str
         raise ValueError(f"txt/{speaker}/{name}.txt is empty")
     return text
 
-
+# %% ../nbs/78_speech.ipynb #591eeb66
 @lru_cache(maxsize=512)
 def heard(path, rate, changed): # read once, as long as the file is the same -> (t,) at 16 kHz
     sound = Recording(path)
@@ -182,7 +184,7 @@ def heard(path, rate, changed): # read once, as long as the file is the same -> 
         raise ValueError(f"{path.name} is silent")
     return resample(x, rate, RATE).clamp(-1, 1)
 
-# %% ../nbs/78_speech.ipynb #e236aa51
+# %% ../nbs/78_speech.ipynb #9ecd9f6f
 def names_of(root, speaker): # -> sorted names of all sentences that have a text or a sound
     "ValueError where the folder of a speaker has none."
     texts = {p.stem for p in (Path(root) / "txt" / speaker).glob("*.txt")}
@@ -203,7 +205,7 @@ def read_labels(root, pair, without=()): # pair: voice -> speaker; without: name
     kept = frame.split.map(SPLITS.index) == frame.groupby(frame.text.str.lower()).split.transform(lambda s: max(map(SPLITS.index, s)))
     return frame[kept].reset_index(drop=True)
 
-
+# %% ../nbs/78_speech.ipynb #5eed588f
 class Utterances(Batched):
     "Sentences: `[i]` is (t,) float32 at 16 kHz, `labels.iloc[i]` says voice, text and name."
 
@@ -231,7 +233,7 @@ class Utterances(Batched):
             raise ValueError(f"no sentence with {', '.join(f'{k} {v!r}' for k, v in wanted.items())}; the texts are, for instance, {', '.join(map(repr, self.labels.text[:3]))}")
         return Utterances(self.root, rows)
 
-# %% ../nbs/78_speech.ipynb #09d7adb1
+# %% ../nbs/78_speech.ipynb #db497aa9
 def read_pair(root, pair): # -> labels, {name: what is wrong with it}
     "Reads everything that two speakers say."
     wrong = {}
@@ -244,7 +246,7 @@ def read_pair(root, pair): # -> labels, {name: what is wrong with it}
                 wrong[name] = error
     return wrong
 
-
+# %% ../nbs/78_speech.ipynb #e502d4f9
 def prepare_vctk(path, speakers:str=None, skip:bool=False, name:str="vctk"): # speakers: as `pair_of` -> list of dicts, one a voice and split
     """Checks two speakers of a copy, and remembers them and where it is, by a link in the folder of prepared data; nothing is copied.
 
@@ -264,7 +266,7 @@ def prepare_vctk(path, speakers:str=None, skip:bool=False, name:str="vctk"): # s
     write_whole(link.with_name(f"{name}.json"), json.dumps(dict(pair=pair, without=sorted(wrong))).encode())
     return [dict(voice=v, speaker=s, split=split, sentences=len(rows)) for (v, s, split), rows in labels.groupby(["voice", "speaker", "split"], sort=False)]
 
-# %% ../nbs/78_speech.ipynb #5ef7c210
+# %% ../nbs/78_speech.ipynb #0172c887
 def utterances(split:str, data:str="speech", others:bool=False): # others: of two voices that are in no training -> Utterances
     "The sentences of a split of `speech` or `vctk`. ValueError on an unknown split, FileNotFoundError says how to get VCTK."
     if split not in SPLITS:
@@ -290,12 +292,12 @@ def _say_once(what): print(what, file=sys.stderr)
 class _Sized:
     def __init__(self, x): self.samples, self.rate = len(x), RATE
 
-
+# %% ../nbs/78_speech.ipynb #ac5b48ad
 def sentence(voice:str, which, split:str="test", data:str="speech"): # which: a text, or a number of `sentences` -> (t,) at 16 kHz
     "One sentence of one voice. ValueError where there is none."
     return utterances(split, data).where(voice=voice, **{"number" if isinstance(which, int) else "text": which})[0]
 
-
+# %% ../nbs/78_speech.ipynb #6712e5f5
 def write_excerpt(out, counts=dict(train=6, valid=2, test=4)): # folder -> number of sentences a voice
     "Copies the shortest sentences of every split, and the report's two, in 16 kHz, so that a checkout can be read without the program."
     out, kept = Path(out), {}
@@ -315,7 +317,7 @@ def write_excerpt(out, counts=dict(train=6, valid=2, test=4)): # folder -> numbe
     write_whole(out / "speaker-info.txt", (spoken_here.root / "speaker-info.txt").read_bytes())
     return sum(map(len, kept.values()))
 
-# %% ../nbs/78_speech.ipynb #1c6bd6ea
+# %% ../nbs/78_speech.ipynb #c691424a
 class Voices(Batched):
     "`[i]` is (voices, t): a frame of speech of each, the same for the same (seed, split, i). ValueError where no sentence is long enough."
     PER = 16 # frames of a sentence
@@ -343,7 +345,7 @@ class Voices(Batched):
     def __getitem__(self, i):
         return torch.stack([self.one(i, k) for k in range(len(VOICES))])
 
-
+# %% ../nbs/78_speech.ipynb #e6b8a854
 class OneVoice(Batched):
     "Frames of one voice: `[i]` is (t,). ValueError on an unknown voice."
 
@@ -358,7 +360,7 @@ class OneVoice(Batched):
     def __getitem__(self, i):
         return self.voices.one(i, self.k)
 
-# %% ../nbs/78_speech.ipynb #38feafe8
+
 def _voices(name): # -> items of a `DataSet`
     return lambda split, t=RATE, seed=0: Voices(utterances(split, name), t, seed)
 
@@ -366,11 +368,12 @@ def _voices(name): # -> items of a `DataSet`
 DATA["speech"] = Recordings(tuple(VOICES), _voices("speech"), OneVoice, prepare=make_speech, made="generated speech (eSpeak NG)")
 DATA["vctk"] = Recordings(tuple(VOICES), _voices("vctk"), OneVoice, prepare=prepare_vctk, made="VCTK")
 
-# %% ../nbs/78_speech.ipynb #480158d2
+# %% ../nbs/78_speech.ipynb #8df66bde
 HIDDEN = 1 / 7 # share of the training frames with which no voice is told
 TOLD = {"smoke": (WaveNetConfig(blocks=1, layers=5, kernel=2, width=16, skip=32, cond_global=len(VOICES)), Recipe(steps=60, batch=2, frame=512, lr=1e-2, clip=1.0)),
         "laptop": (WaveNetConfig(blocks=2, layers=9, kernel=2, width=32, skip=128, cond_global=len(VOICES)), Recipe(steps=3200, batch=1, frame=2048, lr=1.5e-2, clip=1.0, ema=0.998, gamma=0.5)),
         "paper": (WaveNetConfig(blocks=3, layers=10, kernel=3, width=256, cond_global=len(VOICES)), Recipe(steps=150_000, batch=4, frame=2**14, lr=2e-4, clip=1.0, ema=0.999))}
+AGAIN = {"laptop": Recipe(steps=4000, batch=1, frame=2048, lr=8e-3, clip=1.0, ema=0.998, gamma=0.5)} # a second training, which goes on from the first
 
 
 def told(*shares): # of the voices: (1, 0) is the first, (0, 0) says nothing -> (1, voices)
@@ -384,10 +387,21 @@ def told_loss(model, x, generator=None): # (b, voices, t) -> scalar, nats per sa
     return -model.log_prob(x.flatten(0, 1), cond=cond).mean() / t
 
 
-def load_told(data:str="speech", preset=None, seed:int=0): # -> WaveNet
-    "The WaveNet that is told; trained first where its weights are missing, which takes a quarter of an hour."
-    config, recipe = TOLD[preset_name(preset)]
-    return trained("told", data, "both", WaveNet, told_loss, lambda: DATA[data].items("train", t=recipe.frame), config, recipe, preset, seed)[0]
+def load_told(data:str="speech", preset=None, again:bool=True, seed:int=0): # again: trained on, where the preset says so -> WaveNet
+    "The WaveNet that is told; trained first where its weights are missing, which takes half an hour."
+    preset = preset_name(preset)
+    config, recipe = TOLD[preset]
+    net = trained("told", data, "both", WaveNet, told_loss, lambda: DATA[data].items("train", t=recipe.frame), config, recipe, preset, seed)[0]
+    if again and preset in AGAIN:
+        recipe = AGAIN[preset]
+        net = trained("told-again", data, "both", partial(_begun, net), told_loss, lambda: DATA[data].items("train", t=recipe.frame, seed=1), config, recipe, preset, seed)[0]
+    return net
+
+
+def _begun(net, config): # -> a WaveNet with the same weights, to be trained on
+    other = WaveNet(config)
+    other.load_state_dict(net.state_dict())
+    return other
 
 # %% ../nbs/78_speech.ipynb #0a9c79d9
 def by_frames(net, hop:int=RATE, upsample:str="nearest"): # net: a WaveNet with global condition -> the same with a condition for every `hop` samples
@@ -437,7 +451,7 @@ def speech_told(preset): # -> DataFrame, a row for every test sentence and piece
     frame.attrs.update(data="test sentences of the generated speech", items=int((frame.piece == "sentence").sum()))
     return frame
 
-# %% ../nbs/78_speech.ipynb #173ffd2e
+# %% ../nbs/78_speech.ipynb #97e18039
 @lru_cache(maxsize=None)
 def _bands():
     return melscale_fbanks(257, 0.0, RATE / 2, 40, RATE).T
@@ -451,7 +465,7 @@ def timbre(x): # (t,) at 16 kHz, at least 512 samples -> (80,)
     L = 10 * (P / P.mean() + 1e-7).log10()
     return torch.cat([L.mean(1), L.std(1)])
 
-
+# %% ../nbs/78_speech.ipynb #5b5c156b
 @lru_cache(maxsize=None)
 def judge(n:int=400, data:str="speech"): # frames of a second a voice -> a pipeline of scikit-learn
     "Tells the second voice from the first."
@@ -465,10 +479,10 @@ def judge(n:int=400, data:str="speech"): # frames of a second a voice -> a pipel
 
 
 def odds(x, judge): # (t,) -> log-odds of the second voice, the mean over seconds
-    parts = [p for p in x[: max(1, len(x) // RATE) * RATE].split(RATE)]
+    parts = x[: max(1, len(x) // RATE) * RATE].split(RATE)
     return float(judge.decision_function(torch.stack([timbre(p) for p in parts]).numpy()).mean())
 
-# %% ../nbs/78_speech.ipynb #41d1f7be
+# %% ../nbs/78_speech.ipynb #594f25e1
 def voicing(x): # (t,) -> median pitch in Hz, nan where nothing is voiced; share of the time that is voiced
     import librosa
 
@@ -484,7 +498,7 @@ def syllables(x): # (t,) -> peaks of loudness a second, at least 3 dB above what
     level = 10 * np.log10(gaussian_filter1d(level, 3) + 1e-6)
     return len(find_peaks(level, prominence=3, height=level.max() - 25)[0]) / (len(x) / RATE)
 
-
+# %% ../nbs/78_speech.ipynb #a58fd569
 def heard_as(x, judge): # (t,) -> dict
     "Everything that is measured of a sound."
     pitch, voiced = voicing(x)
