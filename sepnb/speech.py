@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'PATTERNS', 'THEIRS', 'SPLITS', 'VOICES', 'UNHEARD', 'PROGRAM', 'SOUNDS', 'INFO', 'HELP', 'HIDDEN', 'TOLD',
-           'AGAIN', 'SAID', 'PIECES', 'SEEDS', 'ASKED', 'GARBLE', 'COURSES', 'TEMPERATURES', 'split_of', 'sentences',
-           'spoken', 'speak', 'make_speech', 'speakers_of', 'pair_of', 'others_of', 'sound_of', 'text_of', 'heard',
-           'names_of', 'read_labels', 'Utterances', 'read_pair', 'prepare_vctk', 'utterances', 'sentence',
+           'AGAIN', 'SAID', 'PIECES', 'TRAININGS', 'ASKED', 'GARBLE', 'COURSES', 'TEMPERATURES', 'split_of',
+           'sentences', 'spoken', 'speak', 'make_speech', 'speakers_of', 'pair_of', 'others_of', 'sound_of', 'text_of',
+           'heard', 'names_of', 'read_labels', 'Utterances', 'read_pair', 'prepare_vctk', 'utterances', 'sentence',
            'write_excerpt', 'Voices', 'OneVoice', 'told', 'told_loss', 'load_told', 'by_frames', 'garble', 'log_masses',
            'speech_told', 'timbre', 'judge', 'odds', 'voicing', 'syllables', 'heard_as', 'tasks', 'kept_sound',
            'spoken_rows', 'speech_garble']
@@ -184,11 +184,12 @@ def heard(path, rate, changed): # read once, as long as the file is the same -> 
         raise ValueError(f"{path.name} is silent")
     return resample(x, rate, RATE).clamp(-1, 1)
 
-# %% ../nbs/78_speech.ipynb #9ecd9f6f
+# %% ../nbs/78_speech.ipynb #5d0f0d11
 def names_of(root, speaker): # -> sorted names of all sentences that have a text or a sound
     "ValueError where the folder of a speaker has none."
-    texts = {p.stem for p in (Path(root) / "txt" / speaker).glob("*.txt")}
-    sounds = {p.stem.removesuffix("_mic1") for place in SOUNDS for p in Path(root).glob(place.format(speaker, f"{speaker}_*"))}
+    named = f"{speaker}_[0-9][0-9][0-9]"
+    texts = {p.stem for p in (Path(root) / "txt" / speaker).glob(f"{named}.txt")}
+    sounds = {p.stem.removesuffix("_mic1") for place in SOUNDS for p in Path(root).glob(place.format(speaker, named))}
     if not texts and not sounds:
         raise ValueError(f"{Path(root).name} has no sentences of {speaker} in txt/{speaker}")
     return sorted(texts | sounds)
@@ -317,15 +318,16 @@ def write_excerpt(out, counts=dict(train=6, valid=2, test=4)): # folder -> numbe
     write_whole(out / "speaker-info.txt", (spoken_here.root / "speaker-info.txt").read_bytes())
     return sum(map(len, kept.values()))
 
-# %% ../nbs/78_speech.ipynb #c691424a
+# %% ../nbs/78_speech.ipynb #c5237bf4
 class Voices(Batched):
     "`[i]` is (voices, t): a frame of speech of each, the same for the same (seed, split, i). ValueError where no sentence is long enough."
     PER = 16 # frames of a sentence
 
     def __init__(self, found:Utterances, t:int, seed:int=0):
-        if (longest := max(len(found[i]) for i in range(len(found)))) < t:
-            raise ValueError(f"no sentence is as long as a frame of {t} samples; the longest has {longest}: take shorter frames")
-        self.parts = [[x for x in map(part.__getitem__, range(len(part))) if len(x) >= t] for part in (found.where(voice=v) for v in VOICES)]
+        sounds = {v: [part[i] for i in range(len(part))] for v in VOICES for part in [found.where(voice=v)]}
+        self.parts = [[x for x in sounds[v] if len(x) >= t] for v in VOICES]
+        if not all(self.parts):
+            raise ValueError(f"a voice has no sentence as long as a frame of {t} samples; its longest has {min(max(map(len, s)) for s in sounds.values())}: take shorter frames")
         self.t, self.seed, self.split = t, seed, SPLITS.index(found.labels.split[0])
 
     def __len__(self):
@@ -420,7 +422,7 @@ def garble(net, course, # shares of the voices, a tuple for every `hop` samples:
     local = torch.tensor(course, dtype=torch.float32).expand(n, -1, -1)
     return by_frames(net, hop, upsample).sample(n, hop * len(course), torch.Generator().manual_seed(seed), temperature, local=local)
 
-# %% ../nbs/78_speech.ipynb #0ba538b0
+# %% ../nbs/78_speech.ipynb #b73abe6b
 def log_masses(net, x, shares): # (t,), what is told -> (t,) nats
     "Log-probability of every sample, given those before it."
     codes = mulaw_encode(x[None], net.config.classes)
@@ -428,9 +430,9 @@ def log_masses(net, x, shares): # (t,), what is told -> (t,) nats
         return -F.cross_entropy(net(codes, told(*shares)), codes, reduction="none")[0]
 
 
-SAID = {"smoke": 1, "laptop": 40, "paper": 40} # test sentences a voice
+SAID = {"smoke": 1, "laptop": 20, "paper": 40} # test sentences a voice
 PIECES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0) # seconds
-SEEDS = {"smoke": (0,), "laptop": (0, 1), "paper": (0, 1, 2)} # of the trainings
+TRAININGS = {"smoke": ("whole",), "laptop": ("whole", "first"), "paper": ("whole",)} # the first alone, to see what the second adds
 ASKED = dict(male=(1, 0), female=(0, 1), nobody=(0, 0))
 
 
@@ -438,15 +440,15 @@ ASKED = dict(male=(1, 0), female=(0, 1), nobody=(0, 0))
 def speech_told(preset): # -> DataFrame, a row for every test sentence and piece of one: its nats under each of `ASKED`
     "How likely speech is when the right voice is told, the wrong one, and none."
     rows = []
-    for seed, others in [(s, o) for s in SEEDS[preset] for o in (False, True)[: 2 if s == 0 else 1]]:
-        net, found = load_told(preset=preset, seed=seed), utterances("test", others=others)
+    for training, others in [(t, False) for t in TRAININGS[preset]] + [("whole", True)]:
+        net, found = load_told(preset=preset, again=training == "whole"), utterances("test", others=others)
         for voice in found.labels.voice.unique():
             mine = found.where(voice=voice)
             for i in range(min(SAID[preset], len(mine))):
                 mass = {who: log_masses(net, mine[i], shares) for who, shares in ASKED.items()}
                 t = len(mine[i])
                 spans = {"sentence": slice(0, t)} | {f"{p:g}": slice(t // 2 - int(p * RATE / 2), t // 2 + int(p * RATE / 2)) for p in PIECES if p * RATE < t}
-                rows += [dict(seed=seed, voice=voice, name=mine.labels["name"][i], piece=piece, samples=len(mass["male"][s]), **{who: round(m[s].sum().item(), 2) for who, m in mass.items()}) for piece, s in spans.items()]
+                rows += [dict(training=training, voice=voice, name=mine.labels["name"][i], piece=piece, samples=len(mass["male"][s]), **{who: round(m[s].sum().item(), 2) for who, m in mass.items()}) for piece, s in spans.items()]
     frame = pd.DataFrame(rows)
     frame.attrs.update(data="test sentences of the generated speech", items=int((frame.piece == "sentence").sum()))
     return frame
@@ -504,26 +506,26 @@ def heard_as(x, judge): # (t,) -> dict
     pitch, voiced = voicing(x)
     return dict(odds=round(odds(x, judge), 2), pitch=round(pitch, 1), voiced=round(voiced, 3), peaks=round(syllables(x), 2))
 
-# %% ../nbs/78_speech.ipynb #dd14804d
+# %% ../nbs/78_speech.ipynb #f4163faf
 GARBLE = {"smoke": (1, 2000), "laptop": (20, RATE), "paper": (200, RATE)} # sounds of a voice, half of that otherwise; samples of half a sound
 COURSES = {"male": [(1, 0)] * 2, "female": [(0, 1)] * 2, "male, then female": [(1, 0), (0, 1)], "female, then male": [(0, 1), (1, 0)], "nobody": [(0, 0)] * 2,
            **{f"{a:g} male, {b:g} female": [(a, b)] * 2 for a, b in ((0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (1.5, -0.5), (-0.5, 1.5))}}
-TEMPERATURES = (0.9, 0.8, 0.6)
+TEMPERATURES = (0.9, 0.8)
 
 
-def tasks(preset, seed): # -> list of (what is asked, temperature, how many)
-    "What is made up with the weights of a training; only the two voices with those of further seeds."
+def tasks(preset, training): # -> list of (what is asked, temperature, how many)
+    "What is made up with the weights of a training; only the two voices with those of the first."
     n, more = GARBLE[preset][0], max(1, GARBLE[preset][0] // 2)
-    if seed:
+    if training == "first":
         return [(v, 1.0, n) for v in VOICES]
     return [(asked, 1.0, n if asked in VOICES else more) for asked in COURSES] + [(v, T, more) for v in VOICES for T in TEMPERATURES]
 
 
 def kept_sound(asked, temperature, item, preset): # -> Path
-    "Where a sound of the first training is kept, so that it can be heard."
+    "Where a sound is kept, so that it can be heard."
     return artifacts() / "results" / preset / "speech-garble" / f"{asked.replace(', ', '-').replace(' ', '-')}-{temperature:g}-{item}.flac"
 
-# %% ../nbs/78_speech.ipynb #7553520f
+# %% ../nbs/78_speech.ipynb #937480db
 def spoken_rows(teller, preset): # -> rows of one second from the middle of every test sentence, of heard and unheard voices
     rows = []
     for found in (utterances("test"), utterances("test", others=True)):
@@ -540,13 +542,13 @@ def speech_garble(preset): # -> DataFrame, a row for every sound and half of one
     teller, (_, hop) = judge(frames), GARBLE[preset]
     pitches = [np.nanmedian([voicing(x)[0] for x in v]) for v in DATA["speech"].items("train", t=RATE).batch(range(frames // 8)).transpose(0, 1)]
     rows = spoken_rows(teller, preset)
-    for seed in SEEDS[preset]:
-        net = load_told(preset=preset, seed=seed)
-        for asked, temperature, n in tqdm(tasks(preset, seed), desc=f"garble, seed {seed}", leave=False):
-            for item, x in enumerate(garble(net, COURSES[asked], n, seed, temperature, hop)):
+    for training in TRAININGS[preset]:
+        net = load_told(preset=preset, again=training == "whole")
+        for asked, temperature, n in tqdm(tasks(preset, training), desc=f"garble, {training} training", leave=False):
+            for item, x in enumerate(garble(net, COURSES[asked], n, 0, temperature, hop)):
                 parts = {"first half": x[:hop], "second half": x[hop:]} if "then" in asked else {"whole": x}
-                rows += [dict(what="garble", asked=asked, temperature=temperature, seed=seed, item=item, part=part, **heard_as(piece, teller)) for part, piece in parts.items()]
-                if item < 2 and not seed and preset != "smoke":
+                rows += [dict(what="garble", asked=asked, temperature=temperature, training=training, item=item, part=part, **heard_as(piece, teller)) for part, piece in parts.items()]
+                if item < (2 if asked in VOICES and temperature == 1 else 1) and training == "whole" and preset != "smoke":
                     (path := kept_sound(asked, temperature, item, preset)).parent.mkdir(parents=True, exist_ok=True), save(path, x.clamp(-1, 1), RATE)
     frame = pd.DataFrame(rows)
     frame.attrs.update(data="generated speech, and sounds made up by the WaveNet that is told", items=int((frame.what == "garble").sum()), pitches=[round(float(p), 1) for p in pitches])
