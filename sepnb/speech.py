@@ -9,7 +9,7 @@ __all__ = ['WORDS', 'PATTERNS', 'THEIRS', 'SPLITS', 'VOICES', 'UNHEARD', 'PROGRA
            'heard', 'names_of', 'read_labels', 'Utterances', 'read_pair', 'prepare_vctk', 'utterances', 'sentence',
            'write_excerpt', 'Voices', 'OneVoice', 'told', 'told_loss', 'load_told', 'by_frames', 'garble', 'log_masses',
            'speech_told', 'timbre', 'judge', 'odds', 'voicing', 'syllables', 'heard_as', 'tasks', 'kept_sound',
-           'spoken_rows', 'speech_garble']
+           'spoken_rows', 'speech_garble', 'without_course', 'speech_noise']
 
 # %% ../nbs/78_speech.ipynb #d6194f51
 import json, shutil, subprocess, sys, tempfile
@@ -552,4 +552,22 @@ def speech_garble(preset): # -> DataFrame, a row for every sound and half of one
                     (path := kept_sound(asked, temperature, item, preset)).parent.mkdir(parents=True, exist_ok=True), save(path, x.clamp(-1, 1), RATE)
     frame = pd.DataFrame(rows)
     frame.attrs.update(data="generated speech, and sounds made up by the WaveNet that is told", items=int((frame.what == "garble").sum()), pitches=[round(float(p), 1) for p in pitches])
+    return frame
+
+# %% ../nbs/78_speech.ipynb #75b85c3c
+def without_course(x, generator=None): # (t,) -> (t,): noise of the same spectrum
+    X = torch.fft.rfft(x)
+    turn = torch.polar(torch.ones(len(X)), 2 * np.pi * torch.rand(len(X), generator=generator))
+    return torch.fft.irfft(X.abs() * turn, len(x))
+
+
+@experiment("speech-noise")
+def speech_noise(preset): # -> DataFrame, a row for every test sentence: the judge's log-odds of a second from its middle, and of noise with its spectrum
+    "Whether the judge needs speech."
+    teller, test, rows = judge(400 if preset != "smoke" else 8), utterances("test"), []
+    for i in range(len(test) if preset != "smoke" else 2):
+        x = test[i][max(0, len(test[i]) // 2 - RATE // 2) :][:RATE]
+        rows.append(dict(voice=test.labels.voice[i], name=test.labels["name"][i], speech=round(odds(x, teller), 2), noise=round(odds(without_course(x, torch.Generator().manual_seed(i)), teller), 2)))
+    frame = pd.DataFrame(rows)
+    frame.attrs.update(data="test sentences of the generated speech", items=len(frame))
     return frame
