@@ -150,13 +150,14 @@ def decode(codes: Annotated[Path, typer.Argument(help="a file that sepnb encode 
 # %% ../nbs/90_cli.ipynb #3121cf3f
 @app.command()
 def data(name: Annotated[str, typer.Argument(help="a data set that can be prepared; without one, the list of them")] = "",
-         path: Annotated[Optional[Path], typer.Argument(help="where your copy of it lies; songs and notes need none, they are made")] = None,
-         out: Annotated[Optional[Path], typer.Option(help="songs and notes: folder to write them to")] = None,
+         path: Annotated[Optional[Path], typer.Argument(help="where your copy of it lies; songs, notes and speech need none, they are made")] = None,
+         out: Annotated[Optional[Path], typer.Option(help="songs, notes and speech: folder to write them to")] = None,
          layout: Annotated[Optional[str], typer.Option(help="songs: sepnb (what training reads), musdb18, musdb18-hq, slakh or slakh-stems")] = None,
          songs: Annotated[Optional[int], typer.Option(help="songs: how many of every split", min=1)] = None,
          split: Annotated[Optional[str], typer.Option(help="songs and notes: this split alone")] = None,
-         skip: Annotated[bool, typer.Option("--skip", help="leave out songs that cannot be read, and name them")] = False):
-    """Check a copy of a data set and prepare it, or make the generated songs or notes. Stopped and started again, it goes on.
+         speakers: Annotated[Optional[str], typer.Option(help="vctk: a man and a woman of its speaker-info.txt, such as p226,p225; by default the first of each")] = None,
+         skip: Annotated[bool, typer.Option("--skip", help="leave out songs or sentences that cannot be read, and name them")] = False):
+    """Check a copy of a data set and prepare it, or make the generated songs, notes or speech. Stopped and started again, it goes on.
 
     What is prepared lies in the folder SEPNB_DATA, else in data/.
     """
@@ -168,7 +169,7 @@ def data(name: Annotated[str, typer.Argument(help="a data set that can be prepar
     known = {n: d for n, d in DATA.items() if d.prepare}
     if name not in known:
         raise ValueError(f"{name!r} is not prepared by a command; choose one of {', '.join(known)}" if name else f"choose one of {', '.join(known)}")
-    asked = {k: v for k, v in dict(out=out, layout=layout, songs=songs, split=split, skip=skip).items() if v}
+    asked = {k: v for k, v in dict(out=out, layout=layout, songs=songs, split=split, speakers=speakers, skip=skip).items() if v}
     takes = inspect.signature(known[name].prepare).parameters
     if wrong := asked.keys() - takes.keys():
         raise ValueError(f"--{' --'.join(sorted(wrong))} is no option of {name}")
