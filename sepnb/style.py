@@ -107,11 +107,11 @@ def texture(E): # (bands, frames at 125 Hz) -> dict of vectors
 def distances(x, ends): # statistics, of the two clips -> {name: (to the first, to the second)}, in units of the distance between the two
     return {k: tuple(((x[k] - end[k]).norm() / (ends[0][k] - ends[1][k]).norm()).item() for end in ends) for k in x}
 
-# %% ../nbs/82_style.ipynb #5d2810b1
+# %% ../nbs/82_style.ipynb #f8f961fd
 def pitch_track(x): # (t,) -> Hz (frames,), NaN where unvoiced
     import librosa  # slow to import
 
-    return librosa.pyin(x.numpy(), fmin=50, fmax=1000, sr=RATE, frame_length=1024, hop_length=HOP)[0]
+    return librosa.pyin(x.numpy(), fmin=50, fmax=1000, sr=RATE, frame_length=1024, hop_length=HOP, resolution=0.2)[0]
 
 
 def onset_track(x): # (t,) -> (frames,)
