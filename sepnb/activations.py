@@ -256,10 +256,10 @@ def described(objective, bank, pair, codes): # -> dict of numbers
     return dict(total=total, content=content, style=style, at_pitch=round(harmonics(x, f)[0], 3), at_style_pitch=round(harmonics(x, pair["style_f"])[0], 3), heard=shape_of(x, f),
                 flatness=round(flatness(x), 4), si_sdr=round(si_sdr(x, pair["content"]).item(), 2), likeliest=max(liked, key=liked.get), nats=round(max(liked.values()), 2))
 
-# %% ../nbs/83_activations.ipynb #b844f2d4
+# %% ../nbs/83_activations.ipynb #c9e981a5
 DEPTH = 5 # of the content layer; fewer where a network has fewer
 WEIGHTS = (1.0, 10.0, 100.0)
-TRIED = {"smoke": (1, 160, 1, 3), "laptop": (4, 1600, 3, 400), "paper": (50, 8000, 20, 4000)} # pairs, samples, sweeps, steps with a gradient
+TRIED = {"smoke": (1, 130, 1, 2), "laptop": (4, 1600, 3, 400), "paper": (50, 8000, 20, 4000)} # pairs, samples, sweeps, steps with a gradient
 
 
 def four_priors(preset): # -> dict of shape -> WaveNet
