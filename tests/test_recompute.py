@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
-from sepnb import (audio, basin, beyond, constant, experts, frames, interpolation, langevin, latents, likelihood, music, musictable, pairs, polyphony, presets, pursuit, recordings, separation, smoothness,
-                   songfiles, spectral, speed, staying, store, toy, training, typicality, worldtones)
+from sepnb import (activations, audio, basin, beyond, constant, experts, frames, interpolation, langevin, latents, likelihood, music, musictable, pairs, polyphony, presets, pursuit, recordings, separation, smoothness,
+                   songfiles, spectral, speed, staying, store, style, toy, training, typicality, worldtones)
 from sepnb.evaluation import bss_eval, si_sdr, si_sdr_improvement
 from sepnb.frames import prepared
 from sepnb.registry import DATA, EXPERIMENTS
@@ -656,3 +656,41 @@ def test_griffinlim(used, request, monkeypatch):
     both = ours.merge(frame, on=["note", "way", "iterations"], suffixes=("", "_was"))
     assert len(both) == len(ours) and np.allclose(both.convergence, both.convergence_was, atol=0.1)
     agrees("griffinlim", used, request)
+
+
+def test_style_of_the_first_pair(used, request):
+    "What is simple and quick."
+    frame, info = stored("style")
+    was = frame[(frame.split == "test") & (frame.pair == 0)].set_index("method")
+    content, other = style.pair_of(0, "test")
+    judge = style.Judge(content, other)
+    for method in ("content unchanged", "sum", "equaliser"):
+        ours = judge(style.SIMPLE[method](content, other))
+        assert ours["passes"] == was.passes[method] and all(abs(ours[k] - was.loc[method, k]) < 0.02 for k in ("pitch", "onsets", "from_content", "from_style", "timbre"))
+    agrees("style", used, request)
+
+
+def test_activations_weight(used, request, monkeypatch):
+    "The first pair."
+    frame, info = stored("activations-weight")
+    with monkeypatch.context() as quick:
+        all_of = activations.toy_pairs
+        quick.setattr(activations, "toy_pairs", lambda n, t, split: all_of(1, t, split))
+        ours = activations.activations_weight(PRESET)
+    assert np.allclose(ours[["kept", "answer"]], frame[["kept", "answer"]][: len(ours)], rtol=0.02)
+    agrees("activations-weight", used, request)
+
+
+@slow
+def test_activations(used, request, monkeypatch):
+    "Of the first pair what was wanted, a waveform between codes, and one sweep from the content."
+    frame, info = stored("activations")
+    _, t, _, steps = activations.TRIED[PRESET]
+    with monkeypatch.context() as quick:
+        quick.setitem(activations.TRIED, PRESET, (1, t, 1, steps))
+        quick.setattr(activations, "RUNS", activations.RUNS[:1])
+        quick.setattr(activations, "FREE", {"waveform": activations.FREE["waveform"]})
+        ours = activations.activations(PRESET)
+    both = ours.merge(frame.fillna({"start": ""}), on=["pair", "way", "start", "step"], suffixes=("", "_was"))
+    assert len(both) == len(ours) == 5 and np.allclose(both.total, both.total_was, rtol=0.02) and (both.multiplications == both.multiplications_was).all()
+    agrees("activations", used, request)
