@@ -150,7 +150,7 @@ def shuffled(n:int, shares=(0.95, 0.0), seed:int=0): # clips; as above -> array 
     place = np.random.default_rng(seed).permutation(n) / n
     return np.where(place < shares[0], "train", np.where(place < sum(shares), "valid", "test"))
 
-# %% ../nbs/79_tags.ipynb #152923b2
+# %% ../nbs/79_tags.ipynb #bec7ce05
 SECONDS, OF_SONG = 10, dict(train=8, valid=8, test=5) # of a clip; clips of a song, at most
 
 
@@ -176,7 +176,7 @@ def takes(split:str, i:int, seconds:float, seed:int=0): # length of the song -> 
     for k, start in enumerate(starts):
         rng = random_of(seed, split, i, 101 + k)
         who = sorted(rng.permutation(len(PLAYERS))[: rng.integers(1, len(PLAYERS) + 1)])
-        out.append(Take(split, i, int(start), tuple(PLAYERS[p] for p in who), tuple(rng.uniform(-6, 6, len(who)).round(1)), round(float(rng.uniform(-18, 0)), 1)))
+        out.append(Take(split, i, int(start), tuple(PLAYERS[p] for p in who), tuple(rng.uniform(-6, 6, len(who)).round(1).tolist()), round(float(rng.uniform(-18, 0)), 1)))
     return out
 
 
