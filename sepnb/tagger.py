@@ -130,7 +130,7 @@ class Shown(Dataset):
         "The same clips with other labels."
         return Shown(self.clips, labels, self.t, self.kept)
 
-# %% ../nbs/80_tagger.ipynb #e57eaa2a
+# %% ../nbs/80_tagger.ipynb #8ffa4ec7
 def tag_loss(model, x, generator=None): # (b, t + tags) -> scalar
     "Cross-entropy in nats a tag."
     k = model.config.tags
@@ -140,7 +140,7 @@ def tag_loss(model, x, generator=None): # (b, t + tags) -> scalar
 TAGGER = {"smoke": (TaggerConfig(filters=8, width=4, hidden=8), Recipe(steps=4, batch=4, frame=1, lr=3e-3)),
           "laptop": (TaggerConfig(), Recipe(steps=1600, batch=16, frame=1, lr=3e-3, gamma=0.5)),
           "paper": (TaggerConfig(), Recipe(steps=100_000, batch=64, frame=1, lr=1e-3, gamma=0.4))}
-STEPS = {"raw": 3200, "mel": 800} # of training at laptop, after `tagger-valid`: there, raw audio still gains at 1600
+STEPS = {"raw": 1600, "mel": 800} # of training at laptop, after `tagger-valid`: there, raw audio still gains at 1600, which is what time allowed
 
 
 def framed(recipe, config, data:str="tagged"): # Recipe, TaggerConfig -> Recipe for rows of `Shown`
@@ -202,12 +202,12 @@ def tagger_valid(preset): # -> DataFrame, a row for every front end and number o
     frame.attrs.update(data="valid of the generated clips with tags, in order of the file", items=int(valid.sum()), steps=TAGGER[preset][1].steps)
     return frame
 
-# %% ../nbs/80_tagger.ipynb #3b4fc9d7
-RUNS = {"smoke": (1, 1), "laptop": (2, 1), "paper": (5, 5)} # seeds of the first two comparisons, of the last two
+# %% ../nbs/80_tagger.ipynb #bd1fd767
+RUNS = {"smoke": (1, 1), "laptop": (2, 1), "paper": (5, 5)} # seeds of the first comparison, of the others
 
 
 def runs(preset): # -> list of (split, front, labels, seed)
-    some = (("in order", "said", 0), ("shuffled", "said", 0), ("in order", "true", 1), ("shuffled, 95 to 5", "said", 1))
+    some = (("in order", "said", 0), ("shuffled", "said", 1), ("in order", "true", 1), ("shuffled, 95 to 5", "said", 1))
     return [(split, front, labels, seed) for split, labels, k in some for front in ("raw", "mel") for seed in range(RUNS[preset][k])]
 
 
