@@ -175,8 +175,8 @@ def fooling_valid(preset): # -> DataFrame, a row for every constraint and rate
     frame.attrs.update(data="valid of the generated clips with tags", items=len(x), steps=MOST[preset])
     return frame
 
-# %% ../nbs/81_fooling.ipynb #ce7dd318
-RATES = {"waveform": 3e-4, "waveform, -40 dB": 1e-4, "magnitudes": 0.03, "VAE": 0.05, "codec": 0.03, "codes": 0.03} # `fooling-valid`
+# %% ../nbs/81_fooling.ipynb #181d4c58
+RATES = {"waveform": 1e-4, "waveform, -40 dB": 1e-4, "magnitudes": 0.01, "VAE": 0.02, "codec": 0.03, "codes": 0.03} # `fooling-valid`
 HIGH = 4000 # Hz
 
 
@@ -207,7 +207,7 @@ def judged(items, x, y, panel, cuts, **what): # DataFrame of tag and song, clips
                          **{who: round(v[1][i].item(), 4) for who, v in p.items()}, **{f"{who} says": int(v[1][i] >= cuts[who][tag]) for who, v in p.items()}))
     return rows
 
-# %% ../nbs/81_fooling.ipynb #47e2972f
+# %% ../nbs/81_fooling.ipynb #4ccda9eb
 def beginnings(x): # clips (n, t) -> {where it starts: (n, t)}
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)) * x.square().mean(1, keepdim=True).sqrt()
     return {"noise": noise, "silence": 1e-4 * noise / noise.square().mean(1, keepdim=True).sqrt()}  # -80 dB: exact silence has no gradient behind a rectifier
@@ -229,7 +229,7 @@ def fooling(preset): # -> DataFrame, a row for every constraint, start, clip and
     frame, back = pd.DataFrame(rows), coded(x, codec)
     survives = torch.cat([change(y - x, y - x + coded(y, codec) - back) for (_, start), y in made.items()])  # the level of the difference of the codes, relative to that of the change
     frame["survives"] = pd.Series(survives.numpy().round(1)).where(frame.change > -100)
-    frame.attrs.update(data="test of the generated clips with tags", items=len(x), steps=MOST[preset], convinced={k: round(v, 3) for k, v in sure.items()})
+    frame.attrs.update(data="test of the generated clips with tags", items=len(x), steps=MOST[preset], convinced={k: round(v, 3) for k, v in sure.items()}, cuts=cuts)
     return frame
 
 # %% ../nbs/81_fooling.ipynb #57e1b4cb
