@@ -6,7 +6,8 @@
 __all__ = ['WANTED', 'FRAME', 'PANEL', 'TRIED_RATES', 'ITEMS', 'MOST', 'RATES', 'HIGH', 'LEVELS', 'LEARNED', 'OTHERS', 'middle',
            'starts', 'load_panel', 'best_cut', 'limits', 'in_waveform', 'in_small', 'in_magnitudes', 'in_vae',
            'in_codec', 'in_codes', 'constraint', 'load_priors', 'ascend', 'climbed', 'change', 'fooling_valid', 'look',
-           'coded', 'judged', 'beginnings', 'fooling', 'donors', 'fooling_real', 'paired', 'verdicts']
+           'coded', 'denoised', 'kept', 'judged', 'beginnings', 'fooling', 'donors', 'fooling_real', 'paired',
+           'verdicts']
 
 # %% ../nbs/81_fooling.ipynb #5f816a53
 import numpy as np
@@ -53,12 +54,12 @@ def starts(split:str, n:int): # of the clips in order of the file; clips for eac
 def load_panel(preset=None): # -> {who: Tagger}
     return {who: load_tagger(front, seed, preset=preset) for who, (front, seed) in PANEL.items()}
 
-# %% ../nbs/81_fooling.ipynb #37f88f55
+# %% ../nbs/81_fooling.ipynb #3252a7b6
 def best_cut(scores, yes): # (n,), (n,) bool -> float
     "The threshold at which the shares of right answers, of those with and of those without, are largest together; 0.5 where one of them is missing."
     if yes.all() or not yes.any():
         return 0.5
-    return max(np.unique(scores), key=lambda t: (scores[yes] >= t).mean() + (scores[~yes] < t).mean())
+    return float(max(np.unique(scores), key=lambda t: (scores[yes] >= t).mean() + (scores[~yes] < t).mean()))
 
 
 def limits(panel): # -> {who: {tag: threshold of a yes}}, {tag: when the fooled one is convinced}
@@ -72,7 +73,7 @@ def limits(panel): # -> {who: {tag: threshold of a yes}}, {tag: when the fooled 
     sure = {tag: p["fooled"][tag][said[tag].to_numpy() == 1] for tag in WANTED}
     return cuts, {tag: float(max(cuts["fooled"][tag], np.median(v) if len(v) else 0.5)) for tag, v in sure.items()}
 
-# %% ../nbs/81_fooling.ipynb #cc6934fb
+# %% ../nbs/81_fooling.ipynb #b0324680
 def in_waveform(x, priors): # (n, t) -> free to begin with, (free) -> (n, t), (free) -> free
     "Every sample by itself."
     return torch.zeros_like(x), lambda v: x + v, lambda v: v
@@ -121,8 +122,8 @@ def constraint(name:str): # -> function
     return {"waveform": in_waveform, "waveform, -40 dB": in_small, "magnitudes": in_magnitudes, "VAE": in_vae, "codec": in_codec, "codes": in_codes}[name]
 
 
-def load_priors(preset=None): # -> {"vae": PriorBank, "codec": RQVAE}
-    return {"vae": load_bank("spectral-vae", "songs", preset), "codec": load_rqvae(preset=preset, skips=False)[0].requires_grad_(False)}
+def load_priors(preset=None): # -> {"vae": PriorBank, "solo": PriorBank, "codec": RQVAE}
+    return {"vae": load_bank("spectral-vae", "songs", preset), "solo": load_bank("solo", "songs", preset), "codec": load_rqvae(preset=preset, skips=False)[0].requires_grad_(False)}
 
 # %% ../nbs/81_fooling.ipynb #9260a4d1
 def ascend(tagger, x, tags, target, what, rate:float, steps:int=100): # Tagger, (n, t), (n,) numbers of tags, (n,) probabilities, what a constraint gives -> (n, t), (n,) probabilities
@@ -151,10 +152,10 @@ def climbed(tagger, x, tags, target, name, priors, rate, steps): # as `ascend`, 
     parts = [ascend(tagger, a, b, c, constraint(name)(a, priors), rate, steps) for a, b, c in zip(x.split(4), tags.split(4), target.split(4))]
     return tuple(map(torch.cat, zip(*parts)))
 
-# %% ../nbs/81_fooling.ipynb #163cc0e5
+# %% ../nbs/81_fooling.ipynb #980b1951
 TRIED_RATES = {"waveform": (1e-4, 3e-4, 1e-3), "waveform, -40 dB": (1e-4, 3e-4, 1e-3), "magnitudes": (0.01, 0.03, 0.1), "VAE": (0.02, 0.05, 0.15), "codec": (0.03, 0.1), "codes": (0.03, 0.1)}
-ITEMS = {"smoke": (1, 1), "laptop": (2, 12), "paper": (12, 12)} # clips for each tag of the validation and test set
-MOST = {"smoke": 2, "laptop": 60, "paper": 400} # steps
+ITEMS = {"smoke": (1, 1), "laptop": (4, 12), "paper": (12, 12)} # clips for each tag of the validation and test set
+MOST = {"smoke": 2, "laptop": 120, "paper": 400} # steps
 
 
 def change(x, y): # (..., t) both -> (...,) dB, how loud the difference is, relative to the clip
@@ -175,7 +176,7 @@ def fooling_valid(preset): # -> DataFrame, a row for every constraint and rate
     frame.attrs.update(data="valid of the generated clips with tags", items=len(x), steps=MOST[preset])
     return frame
 
-# %% ../nbs/81_fooling.ipynb #181d4c58
+# %% ../nbs/81_fooling.ipynb #4571f316
 RATES = {"waveform": 1e-4, "waveform, -40 dB": 1e-4, "magnitudes": 0.01, "VAE": 0.02, "codec": 0.03, "codes": 0.03} # `fooling-valid`
 HIGH = 4000 # Hz
 
@@ -197,6 +198,19 @@ def coded(x, codec): # (n, t) -> (n, t)
 
 
 @torch.no_grad()
+def denoised(x, bank): # (n, t), PriorBank of `Solo` -> (n, t)
+    "What any of the classes claims for its own."
+    X = stft(x, bank.priors[0].config.window)
+    none = torch.stack([torch.sigmoid(-p.log_odds(X)) for p in bank.priors]).prod(0)
+    return istft((1 - none) * X, x.shape[1])
+
+
+def kept(d, e): # change of a clip, change of what is decoded, (n, t) both -> (n,)
+    "How much of the first is in the second."
+    return (d * e).sum(1) / d.square().sum(1)
+
+
+@torch.no_grad()
 def judged(items, x, y, panel, cuts, **what): # DataFrame of tag and song, clips and results (n, t), taggers and thresholds; anything for every row -> list of rows
     tags = torch.tensor([tag_names().index(t) for t in items.tag])[:, None]
     p = {who: [tagger(v).sigmoid().gather(1, tags)[:, 0] for v in (x, y)] for who, tagger in panel.items()}
@@ -207,7 +221,7 @@ def judged(items, x, y, panel, cuts, **what): # DataFrame of tag and song, clips
                          **{who: round(v[1][i].item(), 4) for who, v in p.items()}, **{f"{who} says": int(v[1][i] >= cuts[who][tag]) for who, v in p.items()}))
     return rows
 
-# %% ../nbs/81_fooling.ipynb #4ccda9eb
+# %% ../nbs/81_fooling.ipynb #a0c4f759
 def beginnings(x): # clips (n, t) -> {where it starts: (n, t)}
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)) * x.square().mean(1, keepdim=True).sqrt()
     return {"noise": noise, "silence": 1e-4 * noise / noise.square().mean(1, keepdim=True).sqrt()}  # -80 dB: exact silence has no gradient behind a rectifier
@@ -221,14 +235,14 @@ def fooling(preset): # -> DataFrame, a row for every constraint, start, clip and
     tags, target = torch.tensor([tag_names().index(t) for t in items.tag]), torch.tensor([sure[t] for t in items.tag])
     climb = lambda name, x: climbed(panel["fooled"], x, tags, target, name, priors, RATES[name], MOST[preset])[0]
     results = {name: climb(name, x) for name in tqdm(RATES)}
-    made = {("nothing", "clip"): x, ("nothing, purified", "clip"): coded(x, codec), **{(name, "clip"): y for name, y in results.items()},
-            **{(f"{name}, purified", "clip"): coded(results[name], codec) for name in ("waveform", "magnitudes", "VAE")}}
+    made = {("nothing", "clip"): x, ("nothing, coded", "clip"): coded(x, codec), ("nothing, denoised", "clip"): denoised(x, priors["solo"]), **{(name, "clip"): y for name, y in results.items()},
+            **{(f"{name}, coded", "clip"): coded(results[name], codec) for name in ("waveform", "magnitudes", "VAE")}, ("waveform, denoised", "clip"): denoised(results["waveform"], priors["solo"])}
     rows = [row for (name, start), y in made.items() for row in judged(items, x, y, panel, cuts, constraint=name, start=start)]
     for start, v in beginnings(x).items():
         rows += judged(items, v, climb("waveform", v), panel, cuts, constraint="waveform", start=start)
     frame, back = pd.DataFrame(rows), coded(x, codec)
-    survives = torch.cat([change(y - x, y - x + coded(y, codec) - back) for (_, start), y in made.items()])  # the level of the difference of the codes, relative to that of the change
-    frame["survives"] = pd.Series(survives.numpy().round(1)).where(frame.change > -100)
+    for name in ("waveform", "waveform, -40 dB", "magnitudes", "VAE"):
+        frame.loc[(frame.constraint == name) & (frame.start == "clip"), "kept"] = kept(results[name] - x, coded(results[name], codec) - back).numpy().round(3)
     frame.attrs.update(data="test of the generated clips with tags", items=len(x), steps=MOST[preset], convinced={k: round(v, 3) for k, v in sure.items()}, cuts=cuts)
     return frame
 
@@ -264,7 +278,7 @@ def fooling_real(preset): # -> DataFrame, a row for every level, clip and tag
     frame.attrs.update(data="test of the generated clips with tags", items=len(x))
     return frame
 
-# %% ../nbs/81_fooling.ipynb #eafb3283
+# %% ../nbs/81_fooling.ipynb #fabc9422
 def paired(frame, who, one, other): # table of `fooling`, who is asked, two constraints -> mean difference of shares, lower and upper end of its 95 % interval by song
     "How many more say yes with `one`."
     a, b = (frame[(frame.constraint == c) & (frame.start == "clip")].set_index(["tag", "song"]) for c in (one, other))
@@ -283,6 +297,6 @@ def verdicts(frame): # table of `fooling` -> DataFrame of what is claimed, what 
     more = {who: paired(frame, who, "waveform", "nothing") for who in PANEL}
     found.append(("it leaves the manifold", "; ".join(f"{who} {text(v)}" for who, v in more.items()), more["fooled"][1] > 0 and all(more[w][1] <= 0 for w in OTHERS)))
     best = max(LEARNED, key=lambda c: np.mean([paired(frame, w, c, "waveform")[0] for w in OTHERS]))
-    kept, gained = ({w: paired(frame, w, best, than) for w in OTHERS} for than in ("waveform", "nothing" if best == "VAE" else "nothing, purified"))
+    kept, gained = ({w: paired(frame, w, best, than) for w in OTHERS} for than in ("waveform", "nothing" if best == "VAE" else "nothing, coded"))
     found.append(("a prior keeps it there", f"{best}: " + "; ".join(f"{w} {text(v)}" for w, v in kept.items()), all(v[1] > 0 for v in (*kept.values(), *gained.values()))))
     return pd.DataFrame([dict(claim=c, found=f, holds="yes" if h else "no") for c, f, h in found]).set_index("claim")

@@ -237,7 +237,7 @@ def test_looks_and_cuts():
 
 def test_verdicts_follow_the_rules():
     rows = []
-    for c, says in {"nothing": (0, 0, 0), "nothing, purified": (0, 0, 0), "waveform": (1, 0, 0), "VAE": (1, 0, 0), "codec": (1, 1, 1), "codes": (1, 0, 1)}.items():
+    for c, says in {"nothing": (0, 0, 0), "nothing, coded": (0, 0, 0), "waveform": (1, 0, 0), "VAE": (1, 0, 0), "codec": (1, 1, 1), "codes": (1, 0, 1)}.items():
         for i in range(12):
             rows.append(dict(constraint=c, start="clip", tag="bass", song=f"s{i}", flatness=0.8, flatness_of_clip=0.1, high=0.5, high_of_clip=0.1, **{f"{w} says": s for w, s in zip(fooling.PANEL, says)}))
     frame = pd.DataFrame(rows)
