@@ -150,32 +150,32 @@ def decode(codes: Annotated[Path, typer.Argument(help="a file that sepnb encode 
 # %% ../nbs/90_cli.ipynb #3121cf3f
 @app.command()
 def data(name: Annotated[str, typer.Argument(help="a data set that can be prepared; without one, the list of them")] = "",
-         path: Annotated[Optional[Path], typer.Argument(help="where your copy of it lies; songs, notes and speech need none, they are made")] = None,
-         out: Annotated[Optional[Path], typer.Option(help="songs, notes and speech: folder to write them to")] = None,
+         path: Annotated[Optional[Path], typer.Argument(help="where your copy of it lies; songs, notes, speech and tagged need none, they are made")] = None,
+         out: Annotated[Optional[Path], typer.Option(help="songs, notes, speech and tagged: folder to write them to")] = None,
          layout: Annotated[Optional[str], typer.Option(help="songs: sepnb (what training reads), musdb18, musdb18-hq, slakh or slakh-stems")] = None,
-         songs: Annotated[Optional[int], typer.Option(help="songs: how many of every split", min=1)] = None,
-         split: Annotated[Optional[str], typer.Option(help="songs and notes: this split alone")] = None,
+         songs: Annotated[Optional[int], typer.Option(help="songs and tagged: how many of every split", min=1)] = None,
+         split: Annotated[Optional[str], typer.Option(help="songs, notes and tagged: this split alone")] = None,
          speakers: Annotated[Optional[str], typer.Option(help="vctk: a man and a woman of its speaker-info.txt, such as p226,p225; by default the first of each")] = None,
          skip: Annotated[bool, typer.Option("--skip", help="leave out songs or sentences that cannot be read, and name them")] = False):
-    """Check a copy of a data set and prepare it, or make the generated songs, notes or speech. Stopped and started again, it goes on.
+    """Check a copy of a data set and prepare it, or make the generated songs, notes, speech or clips with tags. Stopped and started again, it goes on.
 
     What is prepared lies in the folder SEPNB_DATA, else in data/.
     """
     import pandas as pd
 
-    from sepnb.registry import DATA, discover
+    from sepnb.registry import DATA, PREPARE, discover
 
     discover()
-    known = {n: d for n, d in DATA.items() if d.prepare}
+    known = {n: d.prepare for n, d in DATA.items() if d.prepare} | PREPARE
     if name not in known:
         raise ValueError(f"{name!r} is not prepared by a command; choose one of {', '.join(known)}" if name else f"choose one of {', '.join(known)}")
     asked = {k: v for k, v in dict(out=out, layout=layout, songs=songs, split=split, speakers=speakers, skip=skip).items() if v}
-    takes = inspect.signature(known[name].prepare).parameters
+    takes = inspect.signature(known[name]).parameters
     if wrong := asked.keys() - takes.keys():
         raise ValueError(f"--{' --'.join(sorted(wrong))} is no option of {name}")
     if path is None and takes["path"].default is inspect.Parameter.empty:
         raise ValueError(f"where is it? sepnb data {name} PATH")
-    found = known[name].prepare(path, **asked)
+    found = known[name](path, **asked)
     typer.echo(pd.DataFrame(found).to_string(index=False))
 
 # %% ../nbs/90_cli.ipynb #93d18177
