@@ -6,7 +6,7 @@
 __all__ = ['FREE', 'DEPTH', 'WEIGHTS', 'TRIED', 'WEIGHT', 'RUNS', 'front', 'layers_of', 'gram', 'Objective', 'Cached', 'losses',
            'put', 'sweep', 'order_of', 'descend', 'multiplications', 'between', 'relaxed', 'harmonics', 'shape_of',
            'flatness', 'toy_pairs', 'answer', 'described', 'four_priors', 'setting', 'activations_weight', 'ways',
-           'activations']
+           'activations', 'activations_undecided']
 
 # %% ../nbs/83_activations.ipynb #b0f9a787
 import math, time
@@ -325,4 +325,25 @@ def activations(preset): # -> DataFrame, a row for every pair, way, start and sw
             rows.append(row | dict(seconds=round(seconds, 1), multiplications=products, codes=bytes(codes.tolist()).hex() if i == 0 else ""))
     frame = pd.DataFrame(rows)
     frame.attrs.update(data="toy waveforms, test", items=n, steps=steps, sweeps=sweeps)
+    return frame
+
+# %% ../nbs/83_activations.ipynb #ec835a27
+@experiment("activations-undecided")
+def activations_undecided(preset): # -> DataFrame, a row for every pair
+    "Their matrix from small random numbers: the loss before and after the largest is taken, and what that sounds like."
+    n, t, _, steps = TRIED[preset]
+    rows, bank = [], four_priors(preset)
+    for i, pair in enumerate(toy_pairs(n, t)):
+        o = setting(pair, bank, WEIGHT)
+        m = (0.01 * torch.randn(t, 256, generator=torch.Generator().manual_seed(0))).requires_grad_()
+        optimizer = torch.optim.Adam([m], lr=0.01)
+        for _ in range(steps):
+            loss = o(front(o.prior, (m @ o.prior.lookup())[None]))[0].sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            rows.append(dict(pair=i, wanted=pair["wanted"], before=round(loss.item(), 4), **described(o, bank, pair, m.detach().argmax(1))))
+    frame = pd.DataFrame(rows)
+    frame.attrs.update(data="toy waveforms, test", items=n, steps=steps)
     return frame
