@@ -63,7 +63,7 @@ def test_the_encoder_hears_the_pitch(f):
 @pytest.mark.parametrize("k", range(4))
 def test_the_judge_knows_class_and_pitch(k):
     for f in (60.0, 441.0, 2500.0):
-        which, pitch = judged(0.5 * waveform(SOURCES[k], f, 0.9, 1.0, t=700))
+        which, pitch = judged(0.5 * waveform(SOURCES[k], f, 0.9, 1.0, t=2048))
         assert which == k and abs(pitch - (69 + 12 * math.log2(f / 440))) < 0.5
 
 
