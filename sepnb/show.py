@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'png', 'use_style', 'players', 'player', 'scrubber', 'mixer', 'mp3', 'plot_waves', 'plot_spectrogram',
-           'shows']
+           'sentences', 'shows']
 
 # %% ../nbs/01_show.ipynb #06c03e34
 import base64, html, io, wave
@@ -15,7 +15,7 @@ import PIL.Image
 import soundfile
 import torch
 from IPython import get_ipython
-from IPython.display import HTML, Image
+from IPython.display import HTML, Image, Markdown
 
 from .audio import RATE, check_wave, stft
 
@@ -168,6 +168,13 @@ def plot_spectrogram(x, # (t,) waveform
     ax.grid(False)
     if colorbar: ax.figure.colorbar(im, ax=ax, label="level (dB)")
     return ax
+
+# %% ../nbs/01_show.ipynb #6fe8ffbc
+def sentences(frame, bold:str=None): # DataFrame of texts; a column that stands out -> Markdown
+    "A table that shows its texts in full."
+    row = lambda cells: f"| {' | '.join(map(str, cells))} |"
+    rows = frame.assign(**{bold: "**" + frame[bold] + "**"} if bold else {}).to_numpy()
+    return Markdown("\n".join([row(frame.columns), row("---" for _ in frame.columns), *map(row, rows)]))
 
 # %% ../nbs/01_show.ipynb #11b1c848
 def shows(f, *args, **kwargs): # -> str
