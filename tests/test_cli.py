@@ -21,7 +21,7 @@ def test_help_needs_no_torch():
 
 @pytest.mark.parametrize("args, message", [
     (("train", "diffwave", "toy", "sine"), "unknown model 'diffwave'; choose one of "),
-    (("train", "flowavenet", "jazz", "sine"), "unknown data set 'jazz'; choose one of toy"),
+    (("train", "flowavenet", "jazz", "sine"), "unknown data set 'jazz'; choose one of "),
     (("train", "flowavenet", "toy", "flute"), "unknown source 'flute'; choose one of sine"),
     (("train", "flowavenet", "toy", "sine", "--preset", "huge"), "unknown preset 'huge'; choose one of smoke"),
     (("reproduce", "fig99"), "unknown experiment 'fig99'"),
