@@ -26,7 +26,7 @@ from .training import Recipe, noisy
 from .vae import VAE, Tones, draw, elbo_loss
 from .wavenet import WaveNet, WaveNetConfig
 
-# %% ../nbs/77_lossyvae.ipynb #fa60e229
+# %% ../nbs/77_lossyvae.ipynb #38325428
 @dataclass(frozen=True)
 class LossyConfig:
     "`layers` gated layers with dilations 1, 2, 4 ..: the decoder sees 2^layers + 1 samples."
@@ -52,7 +52,7 @@ class Partials(nn.Module):
         L = (torch.fft.rfft(x * torch.hann_window(n, device=x.device)).abs() / (n / 4) + 1e-3).log()
         top = L[:, 1:-1].argmax(1, keepdim=True) + 1
         a, b, c = (L.gather(1, top + d) for d in (-1, 0, 1))
-        at = top + 0.5 * (a - c) / (a - 2 * b + c).clamp_max(-1e-6)  # of the parabola through three bins
+        at = top + (0.5 * (a - c) / (a - 2 * b + c).clamp_max(-1e-6)).clamp(-0.5, 0.5)  # of the parabola through three bins
         bins = (at * self.multiples.to(x)).round().long() % n
         bins = torch.where(bins > n // 2, n - bins, bins)  # where aliases fall
         others = torch.stack([L.gather(1, (bins + d).clamp(0, n // 2)) for d in (-1, 0, 1)]).amax(0)
