@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['COOK', 'WRITER', 'OFF', 'SPOONS', 'THIEF', 'MILLER', 'PAIRS', 'RULE_BANDS', 'FILTERS', 'TAPS', 'GAINS', 'OURS',
-           'SIMPLE', 'WEIGHED', 'HEARD', 'check_pair', 'fitted', 'levelled', 'in_a_row', 'clip', 'pair_of', 'envelopes',
-           'texture', 'distances', 'pitch_track', 'onset_track', 'correlation', 'timbre', 'Judge', 'spectrum_gram',
-           'match_gram', 'random_layer', 'patch_features', 'features_gram', 'match_patches', 'bands_of', 'band_powers',
-           'equalised', 'excitation', 'vocoded', 'rises', 'as_correlation', 'moved_filter', 'best_weight',
-           'style_transfer']
+           'SEEN', 'LAGS', 'SIMPLE', 'WEIGHED', 'WITHOUT', 'HEARD', 'check_pair', 'fitted', 'levelled', 'in_a_row',
+           'clip', 'pair_of', 'mel_powers', 'envelopes', 'texture', 'distances', 'pitch_track', 'onset_track',
+           'correlation', 'timbre', 'Judge', 'spectrum_gram', 'match_gram', 'random_layer', 'patch_features',
+           'features_gram', 'descend', 'match_patches', 'bands_of', 'band_powers', 'equalised', 'excitation', 'vocoded',
+           'rises', 'as_correlation', 'lost_periods', 'moved_filter', 'best_weight', 'judged_pairs', 'style_transfer']
 
 # %% ../nbs/82_style.ipynb #08ab3eca
 import math
@@ -92,13 +92,15 @@ def pair_of(i:int, split:str, t:int=None): # number, of PAIRS, samples at most -
 RULE_BANDS = 24
 
 
-def envelopes(x, bands:int=RULE_BANDS, n_fft:int=512, power:float=0.15): # (t,) -> (bands, frames at 125 Hz)
-    "Compressed envelopes in bands of mel, of a clip brought to one level; 60 dB down there is a floor."
+def mel_powers(x, bands:int, n_fft:int, hop:int): # (t,) -> (bands, frames), of the clip brought to one level
     from torchaudio.functional import melscale_fbanks
 
-    P = stft(levelled(x, 1.0), n_fft, 128).abs().square() / n_fft
-    W = melscale_fbanks(n_fft // 2 + 1, 50.0, RATE / 2, bands, RATE)
-    return (W.T @ P + 1e-4).pow(power)
+    return melscale_fbanks(n_fft // 2 + 1, 50.0, RATE / 2, bands, RATE).T @ (stft(levelled(x, 1.0), n_fft, hop).abs().square() / n_fft)
+
+
+def envelopes(x, bands:int=RULE_BANDS, n_fft:int=512, power:float=0.15): # (t,) -> (bands, frames at 125 Hz)
+    "Compressed envelopes in bands of mel; 60 dB down there is a floor."
+    return (mel_powers(x, bands, n_fft, 128) + 1e-4).pow(power)
 
 
 def texture(E): # (bands, frames at 125 Hz) -> dict of vectors
@@ -198,6 +200,17 @@ def patch_features(A, filters): # (bins, frames), (filters, bins, taps) -> (filt
 def features_gram(H): # (features, frames) -> (features, features)
     return H @ H.T / H.shape[1]
 
+# %% ../nbs/82_style.ipynb #4b82188a
+def descend(free, loss, rate:float, steps:int): # tensor, changed in place; () -> scalar; of learning
+    "Adam, with a learning rate that falls to zero along a cosine."
+    optimizer = torch.optim.Adam([free], lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step(), schedule.step()
+
+
 # %% ../nbs/82_style.ipynb #78d4ed0b
 def match_patches(content, style, weight:float, steps:int=100, iterations:int=60): # (t,), (t,) -> (t,)
     "Ulyanov and Lebedev's: random features of the content, their Gram matrix of the style; phases by Griffin and Lim."
@@ -207,13 +220,12 @@ def match_patches(content, style, weight:float, steps:int=100, iterations:int=60
     with torch.no_grad():
         wanted, G = patch_features(C - low, filters), features_gram(patch_features(S - low, filters))
     A = (C - low).clone().requires_grad_()
-    optimizer = torch.optim.Adam([A], lr=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-    for _ in range(steps):
+
+    def loss():
         H = patch_features(A, filters)
-        optimizer.zero_grad()
-        ((H - wanted).square().sum() / wanted.square().sum() + weight * (features_gram(H) - G).square().sum() / G.square().sum()).backward()
-        optimizer.step(), schedule.step()
+        return (H - wanted).square().sum() / wanted.square().sum() + weight * (features_gram(H) - G).square().sum() / G.square().sum()
+
+    descend(A, loss, 0.1, steps)
     return with_phases(from_logs((A.detach() + low).clamp_max(C.max() + 3)), len(content), iterations, 0.99)
 
 # %% ../nbs/82_style.ipynb #54faa980
@@ -236,31 +248,36 @@ def equalised(content, style): # (t,), (t,) -> (t,)
     return istft(C * (B.T @ gain.clamp(-5, 5)).exp()[:, None], len(content))
 
 
-def excitation(x, seed:int=0): # (t,) -> (t,): flat in frequency and time
-    "Pulses at a sound's pitch (all harmonics, equally strong), noise where it has none."
-    f, noise = pitch_track(x), torch.randn(len(x), generator=torch.Generator().manual_seed(seed))
-    voiced, at = ~np.isnan(f), np.arange(len(f)) * HOP
+# %% ../nbs/82_style.ipynb #073be32c
+def excitation(pitch, t:int, seed:int=0): # Hz (frames,), NaN where unvoiced; samples -> (t,): flat in frequency and time
+    "Pulses at a pitch (all harmonics, equally strong), noise where there is none."
+    noise = torch.randn(t, generator=torch.Generator().manual_seed(seed))
+    voiced, at = ~np.isnan(pitch), np.arange(len(pitch)) * HOP
     if not voiced.any():
         return noise
-    f = np.interp(np.arange(len(x)), at[voiced], f[voiced])
-    phase, share = 2 * np.pi * np.cumsum(f) / RATE, np.interp(np.arange(len(x)), at, voiced)
+    f = np.interp(np.arange(t), at[voiced], pitch[voiced])
+    phase, share = 2 * np.pi * np.cumsum(f) / RATE, np.interp(np.arange(t), at, voiced)
     pulses = sum(np.cos(k * phase) * (k * f < 0.48 * RATE) for k in range(1, int(0.48 * RATE / f.min()) + 1)) * np.sqrt(2 * f / RATE * 2)
     return torch.from_numpy(np.sqrt(share) * pulses).float() + torch.from_numpy(np.sqrt(1.02 - share)).float() * noise
 
+
 # %% ../nbs/82_style.ipynb #fdb8f454
 def vocoded(content, style): # (t,), (t,) -> (t,)
-    B, E = bands_of(), stft(excitation(content), WINDOW, HOP)
+    B, E = bands_of(), stft(excitation(pitch_track(content), len(content)), WINDOW, HOP)
     C, S = (band_powers(stft(x, WINDOW, HOP), B) for x in (content, style))
     envelope = S / S.sum(0).clamp_min(1e-6) * C.sum(0)
     return istft(E * (B.T @ (envelope / band_powers(E, B).mean(1, keepdim=True)).sqrt()), len(content))
 
-# %% ../nbs/82_style.ipynb #a37cecd5
+# %% ../nbs/82_style.ipynb #122ef172
 OURS = dict(bands=32, n_fft=1024, power=0.2) # where the loss looks, other than the rule
+SEEN = (512, 1024, 2048) # windows, samples
 
 
-def rises(E): # (bands, frames) of `envelopes` -> (frames - 2,)
-    "How much the bands grow, all together."
-    return F.relu(E[:, 2:].log() - E[:, :-2].log()).mean(0)
+def rises(x, n_fft:int): # (t,), window -> (frames - 2,)
+    "How much up to 64 bands of mel grow within a quarter of a window, all together; 80 dB down there is a floor."
+    P = mel_powers(x, min(64, n_fft // 16), n_fft, n_fft // 8)
+    L = (P / P.max() + 1e-8).log()
+    return F.relu(L[:, 2:] - L[:, :-2]).mean(0)
 
 
 def as_correlation(a, b): # (n,), (n,) -> scalar tensor
@@ -268,31 +285,54 @@ def as_correlation(a, b): # (n,), (n,) -> scalar tensor
     return (a * b).sum() / (a.norm() * b.norm() + 1e-9)
 
 
-def moved_filter(content, style, onsets:float, bands:int=20, steps:int=150): # (t,), (t,), weight of the onsets, of the filter -> (t,)
-    "A source with the content's pitch, through a filter that makes the style's texture and keeps the content's onsets."
+# %% ../nbs/82_style.ipynb #9ebca398
+LAGS = range(16, 400) # samples: 1000 to 40 Hz
+
+
+def lost_periods(x, pitch, sharp:float=20.0): # (t,); Hz (frames,), NaN where unvoiced -> scalar, nats
+    "Cross-entropy of a pitch track under autocorrelations: lags are as likely as exp(sharp times the correlation) says. 0 where nothing is voiced."
+    voiced = torch.from_numpy(~np.isnan(pitch))
+    if not voiced.any():
+        return x.new_zeros(())
+    frames = F.pad(x, (512, 512)).unfold(0, 1024, HOP)[voiced]
+    frames = (frames - frames.mean(1, keepdim=True)) * torch.hann_window(1024)
+    R = torch.fft.irfft(torch.fft.rfft(frames, 2048).abs().square())
+    likely = (sharp * R[:, LAGS] / (R[:, :1] + 1e-6 * R[:, 0].max() + 1e-9)).log_softmax(1)
+    at = torch.from_numpy(RATE / pitch)[voiced].round().long() - LAGS.start
+    near = [likely.gather(1, (at + d).clamp(0, len(LAGS) - 1)[:, None]) for d in (-1, 0, 1)]
+    return -torch.stack(near).logsumexp(0).mean()
+
+
+# %% ../nbs/82_style.ipynb #a37cecd5
+def moved_filter(content, style, weight:float, windows=SEEN, periods:float=0.1, bands:int=20, steps:int=150): # (t,), (t,), of the content, that see onsets, share of the periods, of the filter -> (t,)
+    "A source with the content's pitch, through a filter that makes the style's texture and keeps the content's onsets and periods."
     check_pair(content, style)
-    B, X = bands_of(bands=bands), stft(excitation(content), WINDOW, HOP)
+    pitch = pitch_track(content)
+    B, X = bands_of(bands=bands), stft(excitation(pitch, len(content)), WINDOW, HOP)
     powers = [band_powers(stft(x, WINDOW, HOP), B) for x in (content, style, istft(X, len(content)))]
     start = powers[0] * (powers[1].mean(1, keepdim=True) / powers[0].mean(1, keepdim=True).clamp_min(1e-8)) / powers[2].mean(1, keepdim=True)
     gains = (0.5 * start.clamp_min(1e-6).log()).requires_grad_()  # the equaliser's sound is where it starts
-    E, ends = envelopes(content, **OURS), [texture(envelopes(x, **OURS)) for x in (content, style)]
-    optimizer = torch.optim.Adam([gains], lr=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-    for _ in range(steps):
-        now = envelopes(istft(X * (B.T @ gains).exp(), len(content)), **OURS)
-        stats = texture(now)
-        far = sum(((stats[k] - ends[1][k]).square().sum() / (ends[0][k] - ends[1][k]).square().sum()) for k in stats)
-        optimizer.zero_grad()
-        (far + onsets * (1 - as_correlation(rises(now), rises(E)))).backward()
-        optimizer.step(), schedule.step()
-    return istft(X * (B.T @ gains.detach()).exp(), len(content))
+    onsets, ends = {n: rises(content, n) for n in windows}, [texture(envelopes(x, **OURS)) for x in (content, style)]
+    made = lambda: istft(X * (B.T @ gains).exp(), len(content))
+
+    def loss():
+        x = made()
+        stats = texture(envelopes(x, **OURS))
+        far = sum((stats[k] - ends[1][k]).square().sum() / (ends[0][k] - ends[1][k]).square().sum() for k in stats)
+        moved = sum(1 - as_correlation(rises(x, n), was) for n, was in onsets.items()) / len(onsets)
+        return far + weight * (moved + periods * lost_periods(x, pitch))
+
+    descend(gains, loss, 0.05, steps)
+    return made().detach()
+
 
 # %% ../nbs/82_style.ipynb #31b84530
 SIMPLE = {"content unchanged": lambda c, s: c, "style unchanged": lambda c, s: s, "sum": lambda c, s: (c + s) / 2, "equaliser": equalised, "vocoder": vocoded}
 WEIGHED = {"single frames": (lambda c, s, w, short: match_gram(c, s, w, 3 if short else 100)[0], (0.1, 1.0, 10.0, 100.0, 1000.0)),
            "patches": (lambda c, s, w, short: match_patches(c, s, w, *(3, 3) if short else (100, 60)), (10.0, 100.0, 1000.0)),
-           "moving filter": (lambda c, s, w, short: moved_filter(c, s, w, steps=3 if short else 150), (10.0, 30.0, 100.0))}
-HEARD = {"smoke": (1, 1, 8000), "laptop": (6, 10, None), "paper": (6, 10, None)} # pairs of valid, of test, samples of a clip
+           "moving filter": (lambda c, s, w, short: moved_filter(c, s, w, steps=3 if short else 150), (10.0, 20.0, 40.0))}
+WITHOUT = {"without periods": dict(periods=0.0), "onsets in one window": dict(windows=SEEN[:1])} # what the moving filter is on validation if something is left out
+HEARD = {"smoke": (1, 1, 1, 8000), "laptop": (14, 10, 10, None), "paper": (14, 10, 10, None)} # pairs of every split, samples of a clip
 
 
 def best_weight(rows): # of one method on valid -> float
@@ -301,22 +341,31 @@ def best_weight(rows): # of one method on valid -> float
     return float(found.sort_values(["passes", "far"], ascending=[False, True]).index[0])
 
 
+# %% ../nbs/82_style.ipynb #b586be38
+def judged_pairs(split:str, n:int, t, made): # of pairs, samples of a clip; (content, style) -> {(method, weight): (t,)} -> list of rows
+    rows = []
+    for i in tqdm(range(n), desc=split):
+        content, style = pair_of(i, split, t)
+        judge = Judge(content, style)
+        rows += [dict(split=split, pair=i, method=k, weight=w, **judge(x)) for (k, w), x in made(content, style).items()]
+    return rows
+
+
 @experiment("style")
 def style_transfer(preset): # -> DataFrame, a row for every split, pair, method and weight
     "What every method makes of every pair, by the rule."
-    rows, weights, short = [], {k: w[: 1 if preset == "smoke" else None] for k, (_, w) in WEIGHED.items()}, preset == "smoke"
-    *counts, t = HEARD[preset]
-    for split, n in zip(PAIRS, counts):
-        for i in tqdm(range(n), desc=split):
-            content, style = pair_of(i, split, t)
-            judge = Judge(content, style)
-            made = {} if split == "valid" else {(k, math.nan): f(content, style) for k, f in SIMPLE.items()}
-            made |= {(k, w): WEIGHED[k][0](content, style, w, short) for k, ws in weights.items() for w in ws}
-            rows += [dict(split=split, pair=i, method=k, weight=w, **judge(x)) for (k, w), x in made.items()]
-        if split == "valid":
-            chosen = {k: best_weight([r for r in rows if r["method"] == k]) for k in WEIGHED}
-            weights |= {k: (w,) for k, w in chosen.items() if k != "single frames"}
+    (first, *counts, t), short = HEARD[preset], preset == "smoke"
+    tried = {k: ws[: 1 if short else None] for k, (_, ws) in WEIGHED.items()}
+    weighed = lambda c, s, weights: {(k, w): WEIGHED[k][0](c, s, w, short) for k, ws in weights.items() for w in ws}
+    rows = judged_pairs("valid", first, t, lambda c, s: weighed(c, s, tried))
+    chosen = {k: best_weight([r for r in rows if r["method"] == k]) for k in WEIGHED}
+    w, steps = chosen["moving filter"], 3 if short else 150
+    rows += judged_pairs("valid", first, t, lambda c, s: {(k, w): moved_filter(c, s, w, steps=steps, **how) for k, how in WITHOUT.items()})
+    weights = {k: tried[k] if k == "single frames" else (v,) for k, v in chosen.items()}
+    for split, n in zip([*PAIRS][1:], counts):
+        rows += judged_pairs(split, n, t, lambda c, s: {(k, math.nan): f(c, s) for k, f in SIMPLE.items()} | weighed(c, s, weights))
     frame = pd.DataFrame(rows)
     frame["chosen"] = frame.weight.isna() | (frame.weight == frame.method.map(chosen))
-    frame.attrs.update(data="generated speech, notes and songs (shipped excerpts)", items=sum(counts), chosen=str(chosen))
+    frame.attrs.update(data="generated speech, notes and songs (shipped excerpts)", items=first + sum(counts), chosen=str(chosen))
     return frame
+
