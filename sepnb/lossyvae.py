@@ -19,13 +19,14 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .audio import RATE
+from .latents import divergence
 from .presets import trained
 from .quantize import mulaw_encode
 from .registry import preset_name
 from .store import experiment
 from .toy import SOURCES, waveform
 from .training import Recipe, noisy
-from .vae import VAE, Tones, divergence, draw
+from .vae import VAE, Tones, draw
 from .wavenet import WaveNet, WaveNetConfig
 
 # %% ../nbs/77_lossyvae.ipynb #38325428

@@ -5,8 +5,8 @@ import torch
 
 from sepnb.audio import RATE, istft, stft
 from sepnb.spectral import HOP, WINDOW
-from sepnb.style import (PAIRS, Judge, bands_of, best_weight, check_pair, clip, correlation, distances, envelopes, equalised, features_gram, fitted, levelled, match_gram, match_patches,
-                         moved_filter, onset_track, pair_of, patch_features, pitch_track, random_layer, rises, spectrum_gram, texture, vocoded)
+from sepnb.style import (PAIRS, Judge, bands_of, as_correlation, best_weight, check_pair, clip, correlation, descend, distances, envelopes, equalised, excitation,
+                         features_gram, fitted, levelled, lost_periods, match_gram, match_patches, moved_filter, onset_track, pair_of, patch_features, pitch_track, random_layer, rises, spectrum_gram, texture, vocoded)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,8 @@ def test_results_have_the_contents_length_and_the_filter_nears_the_style(clips):
 def test_pairs_are_whole_and_splits_share_no_clip():
     ends = {split: {end for pair in pairs for end in pair} for split, pairs in PAIRS.items()}
     texts = {split: {e[1] for e in found if e[0] in ("male", "female")} for split, found in ends.items()}
-    assert not texts["valid"] & texts["test"] and len(PAIRS["test"]) == 10
+    assert not texts["valid"] & (texts["test"] | texts["test, later"]) and len(PAIRS["test"]) == len(PAIRS["test, later"]) == 10
+    assert not {*PAIRS["test"]} & {*PAIRS["test, later"]}
     for i in (0, 9):
         content, style = pair_of(i, "test")
         assert len(content) == len(style) > RATE / 2 and content.square().mean().sqrt().item() == pytest.approx(0.1, rel=1e-3)
@@ -129,8 +130,37 @@ def test_the_best_weight_passes_most_then_is_nearest():
     assert best_weight(rows) == 10.0
 
 
-def test_rises_are_those_of_onsets(clips):
-    E = torch.ones(3, 10)
-    E[:, 5:] = 2.0
-    assert rises(E).nonzero()[:, 0].tolist() == [3, 4] and onset_track(clips[0]).shape == (9600 // HOP + 1,)
-    assert istft(stft(clips[0], WINDOW, HOP), 9600).shape == (9600,)
+@pytest.mark.parametrize("n_fft", [512, 1024, 2048])
+def test_rises_are_where_sound_begins(clips, n_fft):
+    x = torch.zeros(9600)
+    x[4800:] = 0.1 * torch.randn(4800, generator=torch.Generator().manual_seed(1))
+    r, hop = rises(x, n_fft), n_fft // 8
+    assert abs(r.argmax().item() * hop - 4800) < n_fft and r[: (4800 - n_fft) // hop].max() < 0.01 * r.max()
+    assert as_correlation(rises(clips[0], n_fft), rises(0.01 * clips[0], n_fft)) > 0.999
+    assert onset_track(clips[0]).shape == (9600 // HOP + 1,)
+
+
+@pytest.mark.parametrize("f", [80.0, 200.0, 700.0])
+def test_the_period_that_is_there_is_the_likeliest(f):
+    "Also against its octaves, whose periods fit a sound nearly as well, or half of its partials."
+    t = torch.arange(9600) / RATE
+    x = sum(torch.sin(2 * torch.pi * k * f * t) / k for k in range(1, 8))
+    lost = {r: lost_periods(x, np.full(9600 // HOP + 1, r * f)).item() for r in (0.5, 1.0, 1.5, 2.0) if 45 < r * f < 1000}
+    assert min(lost, key=lost.get) == 1.0
+
+
+def test_descent_on_periods_brings_a_pitch_back():
+    "A missing period is found again by gradients alone."
+    pitch = np.full(9600 // HOP + 1, 150.0)
+    free = torch.randn(9600, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    before = lost_periods(free, pitch).item()
+    descend(free, lambda: lost_periods(free, pitch), 0.02, 60)
+    found = pitch_track(levelled(free.detach()))
+    assert lost_periods(free, pitch) < 0.2 * before and abs(np.nanmedian(found) - 150) < 3
+
+
+def test_the_source_has_the_pitch_it_is_told(clips):
+    pitch = pitch_track(clips[0])
+    e = excitation(pitch, 9600)
+    assert 3 * lost_periods(e, pitch) < lost_periods(e, 1.3 * pitch)
+    assert torch.equal(excitation(np.full(5, np.nan), 1000), torch.randn(1000, generator=torch.Generator().manual_seed(0)))
