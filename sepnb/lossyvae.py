@@ -91,7 +91,7 @@ def lossy_vae(config): # -> VAE of waveforms
     return VAE(config, lossy_encoder(config), WaveNetDecoder(config))
 
 # %% ../nbs/77_lossyvae.ipynb #0626eca9
-NOISE, SCORED = 0.05, 256 # of the tones; samples of a piece
+NOISE, SCORED = 0.03, 64 # of the tones; samples of a piece
 
 
 def hissing(x, generator=None): # (..., t) -> (..., t)
