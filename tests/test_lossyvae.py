@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from sepnb.lossyvae import LAYERS, LossyConfig, Partials, judged, lossy_vae, probe
+from sepnb.lossyvae import LAYERS, PIECED, SCORED, LossyConfig, Partials, hissing, judged, lossy_vae, piece_loss, probe
 from sepnb.quantize import mulaw_decode
 from sepnb.toy import SOURCES, ToyData, waveform
 from sepnb.vae import Tones
@@ -33,6 +33,21 @@ def test_evidence_is_an_integral_over_the_latent():
     exact = log.logsumexp(0) + math.log(z[1] - z[0])
     assert torch.allclose(model.evidence(x, 1000, random()), exact, atol=0.1)
     assert (torch.stack([model.log_prob(x) for _ in range(50)]).mean(0) < exact + 0.05).all()
+
+
+@pytest.mark.parametrize("layers", [1, 5, 9])
+def test_pieces_make_up_the_bound(layers):
+    "Pieces of every place, which are as likely, have in the mean the loss of the whole, to the noise of draws."
+    model, x = tiny(layers=layers, samples=1024), Tones("test", 1024, n=3).waves
+    given, nats = (torch.stack(v).mean() for v in zip(*(model.bound(hissing(x, random(i)), random(100 + i)) for i in range(20))))
+    pieces = np.mean([piece_loss(model, x, random(i)).item() for i in range(200)])
+    assert pieces == pytest.approx(((nats - given) / 1024).item(), abs=0.01)
+
+
+@pytest.mark.parametrize("preset", ["smoke", "laptop", "paper"])
+def test_tones_are_whole_numbers_of_pieces(preset):
+    config, recipe, _ = PIECED[preset]
+    assert config.samples % SCORED == 0 and recipe.frame == config.samples
 
 
 @pytest.mark.parametrize("layers", LAYERS[:4])

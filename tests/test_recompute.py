@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sepnb import (activations, audio, basin, beyond, constant, experts, frames, interpolation, langevin, latents, likelihood, music, musictable, pairs, pitchbasis, polyphony, presets, pursuit, recordings,
+from sepnb import (activations, audio, basin, beyond, constant, experts, frames, interpolation, langevin, latents, likelihood, lossyvae, music, musictable, pairs, pitchbasis, polyphony, presets, pursuit, recordings,
                    rqtransformer, separation, smoothness, songfiles, spectral, speed, staying, store, style, toy, training, typicality, worldtones)
 from sepnb.evaluation import bss_eval, si_sdr, si_sdr_improvement
 from sepnb.frames import prepared
@@ -738,6 +738,19 @@ def test_griffinlim(used, request, monkeypatch):
     both = ours.merge(frame, on=["note", "way", "iterations"], suffixes=("", "_was"))
     assert len(both) == len(ours) and np.allclose(both.convergence, both.convergence_was, atol=0.1)
     agrees("griffinlim", used, request)
+
+
+@slow
+@pytest.mark.parametrize("name", ["lossy-vae", "lossy-vae-pieces"])
+def test_lossy_vae(name, used, request):
+    "The tones of one training run whose weights are shipped; draws of the posterior and probes are those that were stored."
+    frame, info = stored(name)
+    model, layers = (lossyvae.load_lossy_vae(1, PRESET)[0], 1) if name == "lossy-vae" else (lossyvae.load_pieced_vae(PRESET)[0], frame.layers.iloc[0])
+    ours = pd.DataFrame(lossyvae.held_by(model, PRESET, layers=layers, seed=0))
+    was = frame[(frame.layers == layers) & (frame.seed == 0)].reset_index(drop=True)
+    assert np.allclose(ours.nats, was.nats, atol=0.05) and np.allclose(ours.given, was.given, atol=0.002 * was.given.abs().max())
+    assert all(abs(ours[k].mean() - was[k].mean()) < 0.03 for k in ("class_read", "pitch_read", "class_true", "pitch_true"))
+    agrees(name, used, request)
 
 
 def test_style_of_the_first_pair(used, request):
