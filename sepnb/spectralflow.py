@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HARMONICS', 'GROUPS', 'BUMPS', 'LEVEL', 'SPECTRAL', 'KINDS', 'hertz', 'lobes', 'bumps', 'pitch_basis',
-           'SpectralFlowConfig', 'Shuffle', 'SpectralStep', 'since', 'NotePrior', 'SpectralFlow', 'Labelled', 'spectra',
-           'bits', 'bits_loss', 'load_flow']
+           'SpectralFlowConfig', 'Shuffle', 'SpectralStep', 'SpectralSteps', 'written', 'read', 'SpectralTransform',
+           'since', 'NotePrior', 'NoteLatents', 'SpectralFlow', 'Labelled', 'spectra', 'bits', 'bits_loss', 'load_flow']
 
 # %% ../nbs/72_spectralflow.ipynb #e77e561b
 import math
@@ -74,7 +74,7 @@ def pitch_basis(pitch:float): # MIDI number, may lie between two -> (512, 512) f
     to, back = (torch.from_numpy(m[:, order].copy()).float() for m in (Q / length, Q * length))
     return to, back.T.contiguous(), -float(np.log(length).sum())
 
-# %% ../nbs/72_spectralflow.ipynb #2d262d47
+# %% ../nbs/72_spectralflow.ipynb #0fec301c
 @dataclass(frozen=True)
 class SpectralFlowConfig:
     "Frames of a spectrogram, which are squeezed by two; couplings, and after how many a quarter of the channels leaves; layers and width of their networks; width of the prior's; whether frames are written in `pitch_basis` first."
@@ -93,7 +93,7 @@ class SpectralFlowConfig:
         if self.frames % 2:
             raise ValueError(f"frames are squeezed by two, got {self.frames}")
 
-
+# %% ../nbs/72_spectralflow.ipynb #79e637cc
 class Shuffle(nn.Module):
     "Channels in another order, the same for ever."
 
@@ -109,7 +109,7 @@ class Shuffle(nn.Module):
     def inverse(self, z):
         return z[..., self.back]
 
-
+# %% ../nbs/72_spectralflow.ipynb #5c49a633
 class SpectralStep(nn.Module):
     "ActNorm, coupling, shuffle: (b, t, c) -> (b, t, c), logdet (b,)."
 
@@ -125,13 +125,80 @@ class SpectralStep(nn.Module):
     def inverse(self, z):
         return self.norm.inverse(self.coupling.inverse(self.shuffle.inverse(z)))
 
-# %% ../nbs/72_spectralflow.ipynb #e9bd95de
+# %% ../nbs/72_spectralflow.ipynb #90275a0b
+class SpectralSteps(nn.ModuleList):
+    "Step after step; before step number `early` a quarter of the channels leaves, and nothing happens to it any more."
+
+    def __init__(self, channels:int, config): # SpectralFlowConfig
+        left = channels - channels // 4
+        super().__init__(SpectralStep(channels if k < config.early else left, config, k) for k in range(config.flows))
+        self.early = config.early
+
+    def forward(self, h, logdet=0.0): # (b, t, c), log-determinant of what came before (b,) -> (b, t, c), log-determinant (b,)
+        gone = []
+        for k, step in enumerate(self):
+            if k == self.early:
+                quarter, h = h.tensor_split([h.shape[-1] // 4], -1)
+                gone = [quarter]
+            h, d = step(h)
+            logdet = logdet + d
+        return torch.cat([*gone, h], -1), logdet
+
+    def inverse(self, z): # (b, t, c) -> (b, t, c)
+        gone, h = z.tensor_split([z.shape[-1] // 4], -1) if self.early < len(self) else (None, z)
+        for k in reversed(range(len(self))):
+            h = self[k].inverse(h)
+            h = torch.cat([gone, h], -1) if k == self.early else h
+        return h
+
+# %% ../nbs/72_spectralflow.ipynb #71bc4506
+LEVEL = -11.0 # log-magnitude of next to nothing, from which spectra are counted
+
+
+def written(log, # (b, 512, t) log-magnitudes
+            pitch, # (b,) MIDI numbers
+            pitched:bool): # whether in the basis of the pitch -> (b, t, 512), log-determinant of a frame (b,)
+    "Frames above the least level."
+    x = log.mT - LEVEL
+    if not pitched:
+        return x, torch.zeros(len(x), device=x.device)
+    to, _, logdets = zip(*(pitch_basis(float(p)) for p in pitch))
+    return x @ torch.stack(to).to(x), torch.tensor(logdets, device=x.device)
+
+
+def read(y, pitch, pitched:bool): # (b, t, 512), (b,) -> (b, 512, t)
+    "What was `written`."
+    if pitched:
+        y = y @ torch.stack([pitch_basis(float(p))[1] for p in pitch]).to(y)
+    return y.mT + LEVEL
+
+# %% ../nbs/72_spectralflow.ipynb #dbd2c309
+class SpectralTransform(Prior):
+    "An invertible map of spectrograms of notes (b, 512, frames), given their pitch (b,). No prior of waveforms."
+    likelihood = False
+
+    def __init__(self, config=SpectralFlowConfig()):
+        super().__init__(config)
+        self.steps = SpectralSteps(2 * BINS, config)
+
+    def forward(self, log, pitch): # (b, 512, frames), (b,) -> z (b, frames / 2, 1024), logdet (b,)
+        "Log-magnitudes to latents, with the log-determinant in nats. ValueError on another number of frames."
+        if log.shape[1:] != (BINS, self.config.frames):
+            raise ValueError(f"expected log-magnitudes (b, {BINS}, {self.config.frames}), got {tuple(log.shape)}")
+        x, d = written(log, pitch, self.config.pitched)
+        return self.steps(squeeze(x, interleaved=False), d * log.shape[2])
+
+    def inverse(self, z, pitch): # (b, frames / 2, 1024), (b,) -> (b, 512, frames)
+        "Latents to log-magnitudes."
+        return read(unsqueeze(self.steps.inverse(z), interleaved=False), pitch, self.config.pitched)
+
+# %% ../nbs/72_spectralflow.ipynb #cbe2e3a3
 def since(rows:int): # of two frames each -> (rows, 7): what has faded after each of several times since the note began, and since it was let go
     t = torch.arange(rows) * 2 * HOP / RATE
     gone = t - HELD
     return torch.stack([*((-t / tau).exp() for tau in (0.02, 0.1, 0.5, 2.0)), (gone > 0).float(), *((gone > 0) * (-gone.clamp_min(0) / tau).exp() for tau in (0.05, 0.3))], 1)
 
-
+# %% ../nbs/72_spectralflow.ipynb #e9bd95de
 class NotePrior(nn.Module):
     "Mean and log standard deviation of every channel and frame, from pitch, family and time."
 
@@ -154,66 +221,13 @@ class NotePrior(nn.Module):
         mean, log_std = self.say(torch.relu(self.think(torch.relu(h)))).chunk(2, -1)
         return mean, log_std.clamp(-6, 4)
 
-# %% ../nbs/72_spectralflow.ipynb #d6df7026
-LEVEL = -11.0 # log-magnitude of next to nothing, from which spectra are counted
-
-
-class SpectralFlow(Prior):
-    "A density of spectrograms of notes (b, 512, frames), given pitch (b,) and family (b,). It has none of waveforms."
-    likelihood = False
+# %% ../nbs/72_spectralflow.ipynb #6540a89c
+class NoteLatents(SpectralTransform):
+    "Spectrograms of notes (b, 512, frames) as what is left when pitch (b,) and family (b,) are known, and back. ValueError on labels as `NotePrior`."
 
     def __init__(self, config=SpectralFlowConfig()):
         super().__init__(config)
-        c, steps = 2 * BINS, []
-        for k in range(config.flows):
-            if k == config.early:
-                c -= c // 4
-            steps.append(SpectralStep(c, config, k))
-        self.steps, self.prior = nn.ModuleList(steps), NotePrior(2 * BINS, config.frames // 2, config.hidden)
-
-    def written(self, log, pitch): # (b, 512, t), (b,) -> (b, t, 512), log-determinant of a frame (b,)
-        "Frames above the least level, in the basis of their pitch where the model is so built."
-        x = log.mT - LEVEL
-        if not self.config.pitched:
-            return x, torch.zeros(len(x), device=x.device)
-        to, _, logdets = zip(*(pitch_basis(float(p)) for p in pitch))
-        return x @ torch.stack(to).to(x), torch.tensor(logdets, device=x.device)
-
-    def read(self, y, pitch): # (b, t, 512), (b,) -> (b, 512, t)
-        if self.config.pitched:
-            y = y @ torch.stack([pitch_basis(float(p))[1] for p in pitch]).to(y)
-        return y.mT + LEVEL
-
-    def forward(self, log, pitch): # (b, 512, frames), (b,) -> z (b, frames / 2, 1024), logdet (b,)
-        "Log-magnitudes to noise. ValueError on another number of frames."
-        if log.shape[1:] != (BINS, self.config.frames):
-            raise ValueError(f"expected log-magnitudes (b, {BINS}, {self.config.frames}), got {tuple(log.shape)}")
-        x, d = self.written(log, pitch)
-        h, logdet, out = squeeze(x, interleaved=False), d * log.shape[2], []
-        for k, step in enumerate(self.steps):
-            if k == self.config.early:
-                gone, h = h.split([h.shape[-1] // 4, h.shape[-1] - h.shape[-1] // 4], -1)
-                out.append(gone)
-            h, d = step(h)
-            logdet = logdet + d
-        return torch.cat([*out, h], -1), logdet
-
-    def inverse(self, z, pitch): # (b, frames / 2, 1024), (b,) -> (b, 512, frames)
-        early, h = None, z
-        if self.config.early < len(self.steps):
-            early, h = z.split([z.shape[-1] // 4, z.shape[-1] - z.shape[-1] // 4], -1)
-        for k in reversed(range(len(self.steps))):
-            h = self.steps[k].inverse(h)
-            if k == self.config.early:
-                h = torch.cat([early, h], -1)
-        return self.read(unsqueeze(h, interleaved=False), pitch)
-
-    def log_prob(self, log, pitch, family): # (b, 512, frames), (b,), (b,) -> (b,)
-        "Log-density in nats per spectrogram."
-        z, logdet = self(log, pitch)
-        mean, log_std = self.prior(pitch, family)
-        e = (z - mean) * (-log_std).exp()
-        return (-0.5 * (e.square() + math.log(2 * math.pi)) - log_std).sum((1, 2)) + logdet
+        self.prior = NotePrior(2 * BINS, config.frames // 2, config.hidden)
 
     @torch.no_grad()
     def encode(self, log, pitch, family): # -> (b, frames / 2, 1024), standard normal if the model is right
@@ -222,12 +236,25 @@ class SpectralFlow(Prior):
         return (self(log, pitch)[0] - mean) * (-log_std).exp()
 
     @torch.no_grad()
-    def decode(self, e, pitch, family): # -> (b, 512, frames)
+    def decode(self, e, pitch, family): # (b, frames / 2, 1024), (b,), (b,) -> (b, 512, frames)
+        "The note that has these labels, and of which this is left."
         mean, log_std = self.prior(pitch, family)
         return self.inverse(mean + log_std.exp() * e, pitch)
 
+# %% ../nbs/72_spectralflow.ipynb #c133c50f
+class SpectralFlow(NoteLatents):
+    "A density of spectrograms of notes (b, 512, frames), given pitch (b,) and family (b,). It has none of waveforms."
+
+    def log_prob(self, log, pitch, family): # (b, 512, frames), (b,), (b,) -> (b,)
+        "Log-density in nats per spectrogram, log-determinant included. ValueError on another number of frames, and on labels as `NotePrior`."
+        z, logdet = self(log, pitch)
+        mean, log_std = self.prior(pitch, family)
+        e = (z - mean) * (-log_std).exp()
+        return (-0.5 * (e.square() + math.log(2 * math.pi)) - log_std).sum((1, 2)) + logdet
+
     @torch.no_grad()
     def sample(self, pitch, family, generator=None, temperature:float=1.0): # (b,), (b,) -> (b, 512, frames)
+        "Log-magnitudes of notes with these labels; at a lower temperature they are nearer to the mean. ValueError on labels as `NotePrior`."
         e = torch.randn(len(pitch), self.config.frames // 2, 2 * BINS, generator=generator)
         return self.decode(temperature * e, pitch, family)
 

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
-from sepnb import (activations, audio, basin, beyond, constant, experts, frames, interpolation, langevin, latents, likelihood, music, musictable, pairs, polyphony, presets, pursuit, recordings, separation, smoothness,
-                   songfiles, spectral, speed, staying, store, style, toy, training, typicality, worldtones)
+from sepnb import (activations, audio, basin, beyond, constant, experts, frames, interpolation, langevin, latents, likelihood, lossyvae, music, musictable, pairs, pitchbasis, polyphony, presets, pursuit, recordings,
+                   rqtransformer, separation, smoothness, songfiles, spectral, speed, staying, store, style, toy, training, typicality, worldtones)
 from sepnb.evaluation import bss_eval, si_sdr, si_sdr_improvement
 from sepnb.frames import prepared
 from sepnb.registry import DATA, EXPERIMENTS
@@ -609,6 +609,31 @@ def test_songs_choice(used, request):
     agrees("songs-choice", used, request)
 
 
+@slow
+def test_rqtransformer(used, request):
+    "The transformer on all validation songs, stage by stage and frame by frame."
+    frame, info = stored("rqtransformer")
+    rendered("songs", "valid")
+    model, _ = rqtransformer.load_rqtransformer(preset=PRESET)
+    by_stage, by_frame = rqtransformer.nll_by_stage(model, rqtransformer.song_codes("valid", preset=PRESET, most=info["items"]))
+    was = frame[(frame.split == "valid") & (frame.way == "transformer")]
+    assert np.allclose(by_stage, was.nats, atol=2e-3) and np.allclose(by_frame, info["by_frame"]["valid"], atol=0.05)
+    agrees("rqtransformer", used, request)
+
+
+@slow
+def test_rqtransformer_variants(used, request, monkeypatch):
+    "The one with half of the stages, trained again: no weights are kept."
+    frame, info = stored("rqtransformer-variants")
+    rendered("songs", "train")
+    with monkeypatch.context() as quick:  # what is patched is part of the hash
+        quick.setattr(rqtransformer, "fit", lambda model, *args: training.fit(model, *args) if model.config.quantizers == info["half"] else None)
+        ours = rqtransformer.rqtransformer_variants(PRESET)
+    ours, was = (f[f.variant == "half of the stages"] for f in (ours, frame))
+    assert len(ours) == info["half"] and np.allclose(ours.nats, was.nats, atol=0.02), (ours, was)
+    agrees("rqtransformer-variants", used, request)
+
+
 # ---- notes
 
 def notes_here():
@@ -645,6 +670,63 @@ def test_spectralflow_bits(used, request, monkeypatch):
 
 
 @slow
+def test_spectralflow_samples(used, request, monkeypatch):
+    "The first eight notes that were asked for, of every model and temperature, and eight real ones."
+    notes_here()
+    frame, info = stored("spectralflow-samples")
+    with monkeypatch.context() as quick:  # what is patched is part of the hash
+        quick.setitem(interpolation.ASKED, PRESET, 8)
+        quick.setattr(interpolation, "spread", lambda notes, n: spectral.spread(notes, info["items"])[:n])
+        ours = interpolation.spectral_samples(PRESET)
+    was = frame.groupby(["kind", "temperature"], sort=False).head(8)
+    assert (ours[["kind", "temperature", "pitch", "family"]].to_numpy() == was[["kind", "temperature", "pitch", "family"]].to_numpy()).all()
+    assert ((ours[["first", "one", "said"]].to_numpy() == was[["first", "one", "said"]].to_numpy()).mean(0) > 0.95).all()
+    agrees("spectralflow-samples", used, request)
+
+
+@slow
+def test_spectralflow_noise(used, request, monkeypatch):
+    "The first and the last note, at every level of noise."
+    notes_here()
+    frame, info = stored("spectralflow-noise")
+    with monkeypatch.context() as quick:
+        quick.setitem(pitchbasis.SHAKEN, PRESET, 2)
+        ours = pitchbasis.spectral_noise(PRESET)
+    both = ours.merge(frame, on=["kind", "sigma", "note"], suffixes=("", "_was"))
+    assert len(both) == len(ours) and np.allclose(both.off, both.off_was, rtol=0.01, atol=2e-3) and (both.heard == both.heard_was).mean() > 0.95
+    agrees("spectralflow-noise", used, request)
+
+
+@slow
+def test_spectralflow_transfer(used, request, monkeypatch):
+    "Eight pairs with every model."
+    notes_here()
+    frame, info = stored("spectralflow-transfer")
+    with monkeypatch.context() as quick:
+        quick.setitem(pitchbasis.SHAKEN, PRESET, 2)
+        ours = pitchbasis.spectral_transfer(PRESET)
+    both = ours.merge(frame, on=["kind", "one", "two"], suffixes=("", "_was"))
+    assert len(both) == len(ours) and all(np.allclose(both[k], both[f"{k}_was"], atol=0.05) for k in ("before", "after"))
+    assert all((both[k] == both[f"{k}_was"]).mean() > 0.95 for k in ("pitch", "real_pitch", "family", "real_family"))
+    agrees("spectralflow-transfer", used, request)
+
+
+@slow
+def test_spectralflow_probes(used, request, monkeypatch):
+    "One kind of latents, all its notes and probes."
+    notes_here()
+    frame, info = stored("spectralflow-probes")
+    of_flows = [name for name, (kind, _, _) in pitchbasis.LATENTS.items() if kind]
+    name = of_flows[some("spectralflow-probes", len(of_flows))]
+    with monkeypatch.context() as quick:
+        quick.setattr(pitchbasis, "LATENTS", {name: pitchbasis.LATENTS[name]})
+        ours = pitchbasis.spectral_probes(PRESET)
+    was = frame[frame.latents == name]
+    assert list(ours.what) == list(was.what) and np.allclose(ours[["accuracy", "chance"]], was[["accuracy", "chance"]], atol=0.02)
+    agrees("spectralflow-probes", used, request)
+
+
+@slow
 def test_griffinlim(used, request, monkeypatch):
     "The first and the last note, few iterations."
     notes_here()
@@ -656,6 +738,19 @@ def test_griffinlim(used, request, monkeypatch):
     both = ours.merge(frame, on=["note", "way", "iterations"], suffixes=("", "_was"))
     assert len(both) == len(ours) and np.allclose(both.convergence, both.convergence_was, atol=0.1)
     agrees("griffinlim", used, request)
+
+
+@slow
+@pytest.mark.parametrize("name", ["lossy-vae", "lossy-vae-pieces"])
+def test_lossy_vae(name, used, request):
+    "The tones of one training run whose weights are shipped; draws of the posterior and probes are those that were stored."
+    frame, info = stored(name)
+    model, layers = (lossyvae.load_lossy_vae(1, PRESET)[0], 1) if name == "lossy-vae" else (lossyvae.load_pieced_vae(PRESET)[0], frame.layers.iloc[0])
+    ours = pd.DataFrame(lossyvae.held_by(model, PRESET, layers=layers, seed=0))
+    was = frame[(frame.layers == layers) & (frame.seed == 0)].reset_index(drop=True)
+    assert np.allclose(ours.nats, was.nats, atol=0.05) and np.allclose(ours.given, was.given, atol=0.002 * was.given.abs().max())
+    assert all(abs(ours[k].mean() - was[k].mean()) < 0.03 for k in ("class_read", "pitch_read", "class_true", "pitch_true"))
+    agrees(name, used, request)
 
 
 def test_style_of_the_first_pair(used, request):
