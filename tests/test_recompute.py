@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sepnb import (activations, audio, basin, beyond, constant, experts, frames, interpolation, langevin, latents, likelihood, lossyvae, music, musictable, pairs, pitchbasis, polyphony, presets, pursuit, recordings,
+from sepnb import (activations, audio, basin, beyond, constant, experts, frames, interpolation, langevin, latents, likelihood, lossyvae, modes, music, musictable, pairs, pitchbasis, polyphony, presets, pursuit, recordings,
                    rqtransformer, separation, smoothness, songfiles, spectral, speed, staying, store, style, toy, training, typicality, worldtones)
 from sepnb.evaluation import bss_eval, si_sdr, si_sdr_improvement
 from sepnb.frames import prepared
@@ -738,6 +738,17 @@ def test_griffinlim(used, request, monkeypatch):
     both = ours.merge(frame, on=["note", "way", "iterations"], suffixes=("", "_was"))
     assert len(both) == len(ours) and np.allclose(both.convergence, both.convergence_was, atol=0.1)
     agrees("griffinlim", used, request)
+
+
+@slow
+@pytest.mark.parametrize("way", ["likelihood", "reversed"])
+def test_modes_plane(way, used, request):
+    "One training run of every way that ends in the same place on another processor: told everything."
+    frame, info = stored("modes-plane")
+    was = frame[(frame.way == way) & (frame.bits == modes.BITS) & (frame.seed == 0)].iloc[0]
+    ours = modes.covering(modes.fitted_points(way, modes.BITS, PRESET), modes.BITS)
+    assert ours["covered"] == was.covered and all(abs(ours[k] - was[k]) < 0.02 for k in ("off", "forward", "reverse"))
+    agrees("modes-plane", used, request)
 
 
 @slow
