@@ -36,7 +36,7 @@ def turned(x, # (..., n, d), d even
     a, b = x[..., :d], x[..., d:]
     return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)
 
-
+# %% ../nbs/66_rqtransformer.ipynb #049f9cd1
 class Block(nn.Module):
     "Attention over the last `window` positions, then two layers for every position alone: (b, n, c) -> (b, n, c)."
 
