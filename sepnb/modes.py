@@ -16,7 +16,9 @@ from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 from tqdm.auto import tqdm
 
+from .androids import as_table
 from .audio import RATE
+from .likelihood import judge
 from .store import experiment
 
 # %% ../nbs/85_modes.ipynb #6ee0d540
@@ -172,4 +174,4 @@ def mode_verdicts(frame): # of "modes-plane" -> DataFrame: claim, ours, verdict
             ("With dense conditioning the difference vanishes: all modes covered, less than 5 % off",
              [(f.covered == 2**BITS).all() and (f.off < 0.05).all() for _, f in told.groupby("way")], "share off, told everything", "off", BITS)]
     say = lambda what, column, bits: what + ": " + ", ".join(f"{way} {f[column].min():.2f} to {f[column].max():.2f}" for way, f in frame[frame.bits == bits].groupby("way", sort=False))
-    return pd.DataFrame([dict(claim=claim, ours=say(*shown), verdict="holds" if all(ok) else "in part" if any(ok) else "does not hold") for claim, ok, *shown in rows])
+    return as_table([(claim, say(*shown), judge(ok)) for claim, ok, *shown in rows])
