@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BITS', 'SPREAD', 'WAYS', 'STEPS', 'MODE_RUNS', 'centres', 'draw_points', 'log_target', 'Few', 'by_likelihood',
-           'by_reversal', 'Adversary', 'fitted_points', 'covering', 'modes_plane', 'model_of', 'tune', 'mode_verdicts']
+           'by_reversal', 'Adversary', 'loss_of', 'fitted_points', 'covering', 'modes_plane', 'model_of', 'tune',
+           'mode_verdicts']
 
 # %% ../nbs/85_modes.ipynb #c7a52d46
 import math
@@ -96,9 +97,15 @@ class Adversary:
         return (likely * F.softplus(-self.says(y, told))).sum(0).mean()
 
 # %% ../nbs/85_modes.ipynb #3dd0b7c3
-# steps, points a step, learning rate of the model, with which each way fits well what the model can hold (all three bits told)
-WAYS = {"likelihood": (by_likelihood, 0.02), "reversed": (by_reversal, 0.02), "adversary": (None, 0.002)}
-STEPS = {"smoke": (20, 32), "laptop": (3000, 256), "paper": (20_000, 1024)}
+# learning rate of the model, with which each way fits well what the model can hold (all three bits told)
+WAYS = {"likelihood": 0.02, "reversed": 0.02, "adversary": 0.002}
+
+
+def loss_of(way:str, bits:int): # -> f(model, x, told, bits, generator) -> scalar
+    return {"likelihood": lambda: by_likelihood, "reversed": lambda: by_reversal, "adversary": lambda: Adversary(bits)}[way]()
+
+# %% ../nbs/85_modes.ipynb #563a7033
+STEPS = {"smoke": (20, 32), "laptop": (3000, 256), "paper": (20_000, 1024)} # steps, points a step
 
 
 def fitted_points(way:str, bits:int, preset:str, seed:int=0): # -> Few
@@ -107,9 +114,8 @@ def fitted_points(way:str, bits:int, preset:str, seed:int=0): # -> Few
         raise ValueError(f"unknown way {way!r}; choose one of {', '.join(WAYS)}")
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    (steps, n), (loss, rate), model = STEPS[preset], WAYS[way], Few(bits, generator=generator)
-    loss = loss or Adversary(bits)
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=(0.5, 0.9))
+    (steps, n), loss, model = STEPS[preset], loss_of(way, bits), Few(bits, generator=generator)
+    optimizer = torch.optim.Adam(model.parameters(), lr=WAYS[way], betas=(0.5, 0.9))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         x, mode = draw_points(n, generator)
