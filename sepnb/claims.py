@@ -436,7 +436,7 @@ def claims(*documents): # of DOCUMENTS; none is all -> DataFrame: document, item
     found = [(document, c, *c.judged()) for document in documents or DOCUMENTS for c in DOCUMENTS[document][1]]
     return pd.DataFrame([dict(document=d, item=c.item, says=c.says, page=c.page, anchor=c.anchor, ours=ours, verdict=verdict) for d, c, ours, verdict in found])
 
-# %% ../nbs/98_claims.ipynb #911020d0
+# %% ../nbs/98_claims.ipynb #6f399057
 def claims_table(frame): # rows of `claims` -> DataFrame of texts for `sentences`
     "What is said, with a link to where it is looked into; what was found; the verdict with its sign."
     link = lambda r: f"[{r.item}]({notebook(r.page)}#{r.anchor})" if r.page else r.item
@@ -446,7 +446,7 @@ def claims_table(frame): # rows of `claims` -> DataFrame of texts for `sentences
 
 def tally_of(frame): # rows of `claims` -> str
     count = frame.verdict.value_counts()
-    return ", ".join(f"{count[v]} {v}" for v in VERDICTS if v in count)
+    return ", ".join(f"{v} {count[v]}" for v in VERDICTS if v in count)
 
 # %% ../nbs/98_claims.ipynb #2ec746de
 _COLOURS = {"holds": "#009E73", "holds in part": "#E69F00", "does not hold": "#D55E00", "undecided": "#E69F00", "to come": "#99999944", "cannot be": "#999999", "not built": "#999999"} # others: blue
