@@ -4,11 +4,8 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'TABLES', 'FRANK', 'SPLITS', 'BERTI', 'GLOVER', 'FOOTE', 'DIELEMAN', 'LANDSCAPE', 'DOCUMENTS', 'Claim',
-           'laptop', 'both', 'table', 'together', 'rows', 'fixed', 'fig4_panel', 'table1_signs', 'table2_values',
-           'algorithm1', 'either_or', 'langevin_fails', 'priors_cannot', 'wavenet_is_slow', 'scores', 'in_words',
-           'separates', 'almost_best', 'one_step', 'fold', 'skips', 'variants', 'expiry', 'dilation', 'attention',
-           'orderless', 'search', 'codes_are_likely', 'asked_notes', 'bound_below', 'memory', 'depth_is_logarithmic',
-           'memory_is_linear', 'notebook', 'claims', 'claims_table', 'tally_of', 'claims_map']
+           'laptop', 'both', 'table', 'together', 'rows', 'fixed', 'fig4_panel', 'scores', 'in_words', 'variants',
+           'memory', 'notebook', 'claims', 'claims_table', 'tally_of', 'claims_map']
 
 # %% ../nbs/98_claims.ipynb #77386104
 import html, importlib.util, re
@@ -107,14 +104,14 @@ def fig4_panel(sigma): # -> ours, verdict
     rule = "rules, for each: named right more than 5 points less often than noise-free, intervals apart; AUROC down by more than 0.05" if sigma else "rules: more than 90 % with the flow; not with the WaveNet"
     return f"named right: {'; '.join(says)} ({rule})", judge(checks)
 
-# %% ../nbs/98_claims.ipynb #11591af2
-def table1_signs(): # -> ours, verdict
+# %% ../nbs/98_claims.ipynb #c727a32a
+def _table1_signs(): # -> ours, verdict
     ours, verdict = rows("table1")()
     frame = table("table1")
     return f"sixteen numbers beside theirs; of {len(frame)} sentences about them {(frame.verdict == 'holds').sum()} hold, {(frame.verdict == 'holds in part').sum()} in part", verdict
 
 
-def table2_values(): # -> ours, verdict
+def _table2_values(): # -> ours, verdict
     "The preset `paper` against what is printed: WaveNets and FloWaveNets, toy and musdb18."
     printed = {("wavenet", "toy"): (3, None, 10, 3, 256), ("wavenet", "musdb18"): (3, None, 10, 3, 256), ("flowavenet", "toy"): (4, 6, 10, 3, 32), ("flowavenet", "musdb18"): (8, 6, 10, 3, 48)}
     get = lambda config: tuple(getattr(config, name, None) for name in ("blocks", "flows", "layers", "kernel", "width"))
@@ -122,36 +119,38 @@ def table2_values(): # -> ours, verdict
     return f"{sum(same)} of {len(same)} rows as printed in the preset paper, which was not trained; what was trained is the preset laptop, smaller", judge(same)
 
 
-def algorithm1(): # -> ours, verdict
+def _algorithm1(): # -> ours, verdict
     frame, info = result("langevin", "laptop")
     part = {said: frame[(frame.method == method) & (frame.start == "noise")] for said, method in (("as printed", "Algorithm 1, printed"), ("with sign and noise corrected", "Algorithm 1, corrected"))}
     good = {said: (f.si_sdr >= RULES["separated"]).sum() for said, f in part.items()}
     return ("the printed sign pushes away from the mix; sources above 10 dB from noise: " + ", ".join(f"{said} {n} of {len(part[said])}" for said, n in good.items()) + " (rules: some; some)", judge([n > 0 for n in good.values()]))
 
-# %% ../nbs/98_claims.ipynb #09304eb0
-def either_or(): # -> ours, verdict
+# %% ../nbs/98_claims.ipynb #995968fe
+def _either_or(): # -> ours, verdict
     parts = {"discriminative": ("fig3", "FloWaveNet"), "and peaked": ("fig4", "Noise-free"), "smooth ones blind": ("fig4", "Smooth")}
     verdicts = {said: rows(*which)()[1] for said, which in parts.items()}
     return "; ".join(f"{said}: {v}" for said, v in verdicts.items()), together(verdicts.values())
 
 
-def langevin_fails(): # -> ours, verdict
+def _langevin_fails(): # -> ours, verdict
     frame, info = result("langevin", "laptop")
     counted = frame[(frame.start == "noise") & ~frame.method.isin(("Algorithm 1, printed", "as released"))]
     return f"{tally(frame, info)} above 10 dB (rule: none)", judge([not (counted.si_sdr >= RULES["separated"]).any()])
 
 
-def priors_cannot(): # -> ours, verdict
+def _priors_cannot(): # -> ours, verdict
     frame, info = result("separation-toy-pursuit", "laptop")
     gain = frame.si_sdri.clip(upper=160)
     return f"pursuit over learned wavetables: median {gain.median():.0f} dB, worst {gain.min():.0f} dB, {info['items']} mixes (rule: median below 20 dB)", judge([gain.median() < 20])
 
 
-def wavenet_is_slow(): # -> ours, verdict
+def _wavenet_is_slow(): # -> ours, verdict
     speed = result("speed-wavenet", "laptop")[0].set_index("method").samples_per_second
     return f"samples a second on one core: naive {speed['naive']:.0f}, cached {speed['cached']:.0f}, compiled {speed['fast']:.0f}; it plays at {RATE} (rules: naive slower than it plays; compiled, too)", judge([speed["naive"] < RATE, speed["fast"] < RATE])
 
-# %% ../nbs/98_claims.ipynb #8a30bc9f
+# %% ../nbs/98_claims.ipynb #978e7a32
+#| code-fold: true
+#| code-summary: "Rows of Frank and Ilse"
 _DECAY = "Even small levels of noise make the discriminative power decay significantly"
 FRANK = [
     Claim("Fig. 1", "One period of the four toy waveforms", "toy", "fig-shapes", fixed("drawn", "redrawn from our own formulas")),
@@ -163,11 +162,11 @@ FRANK = [
     *(Claim(f"Fig. 4({letter})", f"Cross-likelihoods at noise level {sigma:g}: {'only the FloWaveNets discriminate' if sigma == 0 else 'discrimination decays'}", "smoothness", "fig-fig4", partial(fig4_panel, sigma))
       for letter, sigma in zip("abcdef", (0.0, *LADDER))),
     Claim("Fig. 5", "The building blocks of a FloWaveNet", "flowavenet", "fig-flowavenet", fixed("drawn", "redrawn; every block is built and tested on that page")),
-    Claim("Table 1", "Likelihoods of constants and of noise", "constant", "tbl-table1", table1_signs),
-    Claim("Table 2", "Hyper-parameters", "presets", "tbl-presets", table2_values),
-    Claim("Algorithm 1", "The Langevin procedure that was to separate, as printed", "langevin", "tbl-langevin", algorithm1),
-    Claim("either or", "Learned priors are discriminative and extremely peaked, or smooth and blind", "peakedness", "tbl-verdicts", either_or),
-    Claim("it fails", "Separation by Langevin dynamics with these priors fails", "langevin", "tbl-langevin-failures", langevin_fails),
+    Claim("Table 1", "Likelihoods of constants and of noise", "constant", "tbl-table1", _table1_signs),
+    Claim("Table 2", "Hyper-parameters", "presets", "tbl-presets", _table2_values),
+    Claim("Algorithm 1", "The Langevin procedure that was to separate, as printed", "langevin", "tbl-langevin", _algorithm1),
+    Claim("either or", "Learned priors are discriminative and extremely peaked, or smooth and blind", "peakedness", "tbl-verdicts", _either_or),
+    Claim("it fails", "Separation by Langevin dynamics with these priors fails", "langevin", "tbl-langevin-failures", _langevin_fails),
     Claim("music", "On music neither kind of prior discriminates", "music", "tbl-music-verdicts", rows("music", "neither")),
     Claim("other wins", "The prior of the class other assigns the highest likelihoods", "music", "tbl-music-verdicts", rows("music", "the prior of other")),
     Claim("peaked", "Noise-free priors are peaked at true samples, and decay quickly", "peakedness", "fig-noise-path", rows("fig4", "Noise-free")),
@@ -181,11 +180,11 @@ FRANK = [
         "noise unlikely": "Noise-free, N(0, 0.5) is highly unlikely", "noise rises": "At 0.359 the same noise is more likely than noise-free",
         "noise in class": "At 0.359, noise is as likely as in-class input for sine and saw", "anything": "At 0.359, input that is no waveform (constant 0, noise) is as likely as in-class",
         "small suffices": "Even a small level (0.01) makes noise as likely as in-class"}.items()),
-    Claim("slow", "WaveNets are hard to run in parallel, and generally slow to sample", "speed", "tbl-speed-wavenet", wavenet_is_slow),
-    Claim("so priors cannot", "Generative priors cannot separate (not the paper's words, but the reading it invites)", "separation", "tbl-separation", priors_cannot),
+    Claim("slow", "WaveNets are hard to run in parallel, and generally slow to sample", "speed", "tbl-speed-wavenet", _wavenet_is_slow),
+    Claim("so priors cannot", "Generative priors cannot separate (not the paper's words, but the reading it invites)", "separation", "tbl-separation", _priors_cannot),
 ]
 
-# %% ../nbs/98_claims.ipynb #8ee90ac6
+# %% ../nbs/98_claims.ipynb #6a6e9c85
 SPLITS = ("test", "test-programs", "test-font") # instruments heard in training, other programs, another SoundFont
 
 
@@ -197,30 +196,30 @@ def in_words(values): # [(mean, low, high)] -> str
     return "; ".join(f"{mean:.1f} ({low:.1f} to {high:.1f})" for mean, low, high in values)
 
 
-def separates(): # -> ours, verdict
+def _separates(): # -> ours, verdict
     short, long = scores("rqvae"), scores("rqvae-snr-long")
     return f"dB on three test sets of generated songs, not comparable: {in_words(short)}; another loss and twelve times the steps: {in_words(long)} (rule: intervals above 0)", judge([low > 0 for _, low, _ in (*short, *long)])
 
 
-def almost_best(): # -> ours, verdict
+def _almost_best(): # -> ours, verdict
     rivals = {"a mask network": scores("paired"), "Hybrid Demucs": scores("hdemucs")}
     own = scores("rqvae-snr-long")
     ok = [mean >= max(r[i][0] for r in rivals.values()) - 1 for i, (mean, _, _) in enumerate(own)]
     return f"dB on three test sets: codec, longest training, {in_words(own)}; " + "; ".join(f"{name} {in_words(r)}" for name, r in rivals.items()) + " (rule, for each set: less than 1 dB behind the better one; no state of the art among them)", judge(ok)
 
-# %% ../nbs/98_claims.ipynb #3f768289
-def one_step(): # -> ours, verdict
+# %% ../nbs/98_claims.ipynb #9b1eee6a
+def _one_step(): # -> ours, verdict
     cost = result("rqvae-cost", "laptop")[0].set_index("method").gflop
     times = cost["256 steps would take"] / cost["RQ-VAE, skips"]
     return f"{cost['RQ-VAE, skips']:.1f} billion operations for four seconds; 256 steps of coordinate denoising with four denoisers, which stands for what it is compared with there, {times:.0f} times as many, multiplied out from two steps (rule: at least 100)", judge([times >= 100])
 
 
-def fold(): # -> ours, verdict
+def _fold(): # -> ours, verdict
     printed, released = RQVAEConfig(8, (7, 7, 7, 5), (5, 5, 5, 3), 12, 4096), RQVAEConfig(16, (7, 7, 6, 4), (5, 5, 4, 2), 12, 4096)
     return f"the strides that are printed reduce {printed.fold}-fold, those of the released code {released.fold}-fold (rule: as printed, 200)", judge([printed.fold == 200])
 
 
-def skips(): # -> ours, verdict
+def _skips(): # -> ours, verdict
     one, other = ([s.groupby("song").apply(lambda g: (g.si_sdri * g.chunks).sum() / g.chunks.sum(), include_groups=False) for s in [stored_songs(row, "test", "laptop")[0]]][0] for row in ("rqvae", "rqvae-codes"))
     gain = one - other
     return f"{gain.mean():+.1f} dB, {(gain > 0).sum()} of {len(gain)} songs better; from codes alone two classes fail (rules: better in every song; within 1 dB of theirs)", judge([(gain > 0).all(), abs(gain.mean() - 1.7) < 1])
@@ -229,67 +228,71 @@ def skips(): # -> ours, verdict
 def variants(): # -> DataFrame: si_sdri in dB, share of the codes that are used; short trainings, one of each
     return result("rqvae-variants", "laptop")[0].groupby("variant").agg(dB=("si_sdri", "mean"), used=("used", "first"))
 
-# %% ../nbs/98_claims.ipynb #ce7bd353
-def expiry(): # -> ours, verdict
+# %% ../nbs/98_claims.ipynb #c041198c
+def _expiry(): # -> ours, verdict
     v = variants().loc[["unchanged", "codes do not expire"]]
     return f"used, in the stage where it is least: {v.used.iloc[0]:.0%} of the codes, {v.used.iloc[1]:.0%} without replacing them; {v.dB.iloc[0]:.2f} and {v.dB.iloc[1]:.2f} dB (rule: twice as many; beginning by k-means was not taken out)", judge([v.used.iloc[0] > 2 * v.used.iloc[1]])
 
 
-def dilation(): # -> ours, verdict
+def _dilation(): # -> ours, verdict
     dB = variants().dB
     return f"{dB['dilated convolutions']:.2f} dB, unchanged {dB['unchanged']:.2f}, one short training each (rule: less)", judge([dB["dilated convolutions"] < dB["unchanged"]])
 
 
-def attention(): # -> ours, verdict
+def _attention(): # -> ours, verdict
     dB = variants().dB
     return f"{dB['self-attention for the LSTM']:.2f} dB, unchanged {dB['unchanged']:.2f}; what came of it there is not said", "built"
 
 
-def orderless(): # -> ours, verdict
+def _orderless(): # -> ours, verdict
     dB = variants().dB
     zero, eight = dB["orderless, 0 rounds"], dB["orderless, 8 rounds"]
     return f"{zero:.2f} dB, with eight rounds of Gibbs sampling {eight:.2f}, unchanged {dB['unchanged']:.2f}, short trainings (rules: less; rounds do not help)", judge([zero < dB["unchanged"], eight <= zero])
 
 
-def search(): # -> ours, verdict
+def _search(): # -> ours, verdict
     frame = result("rqvae-search", "laptop")[0]
     best = frame.loc[frame.si_sdri.idxmax()]
     return f"{len(frame)} short trainings around our preset; best: batch {best.batch:.0f}, learning rate {best.lr:g}, {best.codes:.0f} codes, {best.quantizers:.0f} quantisers; the search over their ranges is the preset paper, not run", "built"
 
 
-def codes_are_likely(): # -> ours, verdict
+def _codes_are_likely(): # -> ours, verdict
     nats = result("rqtransformer", "laptop")[0].groupby(["split", "way"]).nats.mean()["test"]
     return f"{nats['transformer']:.2f} nats a code on test songs, by counts {nats['unigram']:.2f} (rule: fewer); theirs is not readable in our copy, and of other codes", judge([nats["transformer"] < nats["unigram"]])
 
-# %% ../nbs/98_claims.ipynb #85a0bcbe
+# %% ../nbs/98_claims.ipynb #74921a2d
+#| code-fold: true
+#| code-summary: "Rows of Berti"
 BERTI = [
-    Claim("Table 1, RQ-VAE", "11.49 dB SI-SDR improvement on Slakh2100, in one step", "codesknow", "tbl-codes-know", separates),
+    Claim("Table 1, RQ-VAE", "11.49 dB SI-SDR improvement on Slakh2100, in one step", "codesknow", "tbl-codes-know", _separates),
     Claim("Table 1, Demucs + Gibbs", "17.73 dB with 512 steps", "codesknow", "tbl-rqvae-cost", fixed("cannot be", "neither its weights nor Slakh2100 are at hand; coordinate denoising stands for its cost")),
     Claim("Table 1, MSDM", "17.27 dB by multi-source diffusion", "codesknow", "tbl-rqvae-cost", fixed("cannot be", "neither its weights nor Slakh2100 are at hand; coordinate denoising stands for its cost")),
-    Claim("almost best", "Almost state of the art (there 6.2 dB behind the best)", "codesknow", "tbl-codes-know", almost_best),
-    Claim("a hundredth", "About one hundredth of the computing power: one step instead of hundreds", "codesknow", "tbl-rqvae-cost", one_step),
-    Claim("200-fold", "Strides 5, 5, 5, 3 give embeddings at 110 Hz", "rqvae", "what-is-printed-and-what-adds-up", fold),
+    Claim("almost best", "Almost state of the art (there 6.2 dB behind the best)", "codesknow", "tbl-codes-know", _almost_best),
+    Claim("a hundredth", "About one hundredth of the computing power: one step instead of hundreds", "codesknow", "tbl-rqvae-cost", _one_step),
+    Claim("200-fold", "Strides 5, 5, 5, 3 give embeddings at 110 Hz", "rqvae", "what-is-printed-and-what-adds-up", _fold),
     Claim("network", "Strided blocks, an LSTM, residual quantisers", "rqvae", "the-network", fixed("built", "with the strides that fit the rate")),
     Claim("losses", "Mel spectrograms on several scales, squared error, commitment", "rqvae", "tbl-rqvae-losses", fixed("built", "beside the loss of the other networks")),
-    Claim("skips", "Skip connections: 1.7 dB", "codesknow", "tbl-codes-know", skips),
-    Claim("codebooks", "Beginning by k-means and replacing codes make codebooks more efficient", "rqvariants", "fig-expiry", expiry),
-    Claim("dilation", "Dilated convolutions diminish performance", "rqvariants", "tbl-rqvae-variants", dilation),
-    Claim("attention", "Self-attention in place of the LSTM was tried", "rqvariants", "tbl-rqvae-variants", attention),
-    Claim("orderless", "An orderless estimator with Gibbs sampling did not work", "rqvariants", "tbl-rqvae-variants", orderless),
-    Claim("search", "A search for hyper-parameters", "rqvariants", "tbl-rqvae-search", search),
-    Claim("likely codes", "A transformer learns the codes; its likelihood", "rqtransformer", "tbl-rqt", codes_are_likely),
+    Claim("skips", "Skip connections: 1.7 dB", "codesknow", "tbl-codes-know", _skips),
+    Claim("codebooks", "Beginning by k-means and replacing codes make codebooks more efficient", "rqvariants", "fig-expiry", _expiry),
+    Claim("dilation", "Dilated convolutions diminish performance", "rqvariants", "tbl-rqvae-variants", _dilation),
+    Claim("attention", "Self-attention in place of the LSTM was tried", "rqvariants", "tbl-rqvae-variants", _attention),
+    Claim("orderless", "An orderless estimator with Gibbs sampling did not work", "rqvariants", "tbl-rqvae-variants", _orderless),
+    Claim("search", "A search for hyper-parameters", "rqvariants", "tbl-rqvae-search", _search),
+    Claim("likely codes", "A transformer learns the codes; its likelihood", "rqtransformer", "tbl-rqt", _codes_are_likely),
     Claim("generated music", "Its music is unsatisfactory", "rqtransformer", "listen", fixed("cannot be", "nobody has rated ours; it can be heard")),
 ]
 
-# %% ../nbs/98_claims.ipynb #4c78970e
-def asked_notes(): # -> ours, verdict
+# %% ../nbs/98_claims.ipynb #ba2682c7
+def _asked_notes(): # -> ours, verdict
     frame = result("spectralflow-samples", "laptop")[0]
     drawn = frame[(frame.kind == "spectralflow") & (frame.temperature == 1)]
     right, family = drawn["first"].mean(), (drawn.family == drawn.said).mean()
     chance = 1 / drawn.family.nunique()
     return f"of {len(drawn)} samples the pitch that was asked is heard in {right:.0%}, the family in {family:.0%} (rules: more than half; twice the {chance:.0%} of chance)", judge([right > 0.5, family > 2 * chance])
 
-
+# %% ../nbs/98_claims.ipynb #209d4272
+#| code-fold: true
+#| code-summary: "Rows of Glover"
 _HALVES = "Half-way is plausible"
 GLOVER = [
     Claim("Picture 1", "A note, NSynth's WaveNet and its baseline, as spectrograms", "spectral", "fig-rainbow", fixed("cannot be", "taken from NSynth's paper; its models are not at hand")),
@@ -301,7 +304,7 @@ GLOVER = [
     Claim("exact", "Reconstruction is exact", "interpolation", "tbl-spectral-bits", rows("notes", "Reconstruction")),
     Claim("Griffin-Lim", "1000 iterations give reasonable reconstructions", "spectral", "fig-griffinlim", rows("notes", "Griffin-Lim")),
     Claim("robust", "Noise of 0.01 on the latents does little", "pitchbasis", "fig-pitchbasis-noise", rows("notes", "Noise of 0.01")),
-    Claim("conditioned", "The prior is told pitch and instrument", "interpolation", "tbl-spectral-samples", asked_notes),
+    Claim("conditioned", "The prior is told pitch and instrument", "interpolation", "tbl-spectral-samples", _asked_notes),
     Claim("some pairs", "Half-way is plausible for some pairs and not for others", "interpolation", "tbl-between", rows("notes", _HALVES)),
     Claim("linear", "The model has just learned to interpolate magnitudes linearly", "interpolation", "tbl-between", rows("notes", "The model has learned")),
     Claim("useful, all the way", "What is a useful representation? Our aim: one pitch along the way in 95 % of pairs", "pitchbasis", "fig-pitchbasis-count", rows("notes", "Our aim: one pitch")),
@@ -309,7 +312,9 @@ GLOVER = [
     Claim("useful, likely", "Our aim: at no loss of likelihood", "pitchbasis", "tbl-spectral-verdicts", rows("notes", "Our aim: at no loss")),
 ]
 
-# %% ../nbs/98_claims.ipynb #25d26ef4
+# %% ../nbs/98_claims.ipynb #37196fd7
+#| code-fold: true
+#| code-summary: "Rows of Foote and others"
 FOOTE = [
     Claim("Picture 1", "Style transfer between images", "style", "theirs", fixed("cannot be", "a picture of images, from another paper; what is meant for sounds is on that page")),
     Claim("Picture 2", "Style transfer for singers", "style", "fig-style-result", fixed("cannot be", "an idea, drawn with two stars; ours are generated voices, notes and songs")),
@@ -342,8 +347,8 @@ FOOTE = [
     Claim("unlike images", "Audio is so unlike images that another dimension is not enough", "androids", "all-of-it", fixed("cannot be", "a conclusion from all of the above; no measurement decides it")),
 ]
 
-# %% ../nbs/98_claims.ipynb #73d0703c
-def bound_below(): # -> ours, verdict
+# %% ../nbs/98_claims.ipynb #a5d09729
+def _bound_below(): # -> ours, verdict
     gap = pd.concat([f.evidence - f.bound for f in (result(name, "laptop")[0] for name in ("vae-digits", "vae-sounds-toy", "vae-sounds-notes"))])
     return f"the bound lies below the evidence, estimated by importance sampling, in {(gap > 0).sum()} of {len(gap)} models (rule: all)", judge([(gap > 0).all()])
 
@@ -354,17 +359,19 @@ def memory(): # -> DataFrame: reach in samples and bytes kept for training on it
     return pd.DataFrame([dict(layers=net.config.layers, reach=net.receptive_field, kept=kept_bytes(net, net.receptive_field)) for net in nets])
 
 
-def depth_is_logarithmic(): # -> ours, verdict
+def _depth_is_logarithmic(): # -> ours, verdict
     reach = memory().reach.to_numpy()
     return f"{memory().layers.iloc[-1]} layers of kernel 2 see {reach[-1]} samples (rule: each further layer doubles what is seen, within 5 %)", judge([(abs(reach[1:] / reach[:-1] / 2 - 1) < 0.05).all()])
 
 
-def memory_is_linear(): # -> ours, verdict
+def _memory_is_linear(): # -> ours, verdict
     m = memory()
     slope = np.polyfit(np.log(m.reach), np.log(m.kept), 1)[0]
     return f"activations kept grow as reach to the power {slope:.2f} (rule: 0.9 to 1.3; every doubling also adds a layer)", judge([0.9 < slope < 1.3])
 
-# %% ../nbs/98_claims.ipynb #b61b1d16
+# %% ../nbs/98_claims.ipynb #a4cc5091
+#| code-fold: true
+#| code-summary: "Rows of Dieleman, what there is"
 DIELEMAN = [
     Claim("symbols", "Music is typically generated as symbols", "songs", "fig-roll", fixed("drawn", "another score: that of a generated song")),
     Claim("guitar", "Instruments have complex action spaces", "audio", "a-sound-to-look-at", fixed("cannot be", "photographs of players; no recordings here")),
@@ -374,7 +381,7 @@ DIELEMAN = [
     Claim("likelihood", "A generative model estimates p(x), explicitly or by samples", "training", "what-a-prior-is", fixed("built", "the class that every prior is")),
     Claim("autoregression", "The chain rule, one model for all steps", "wavenet", "fig-causal", fixed("built", "causality is tested")),
     Claim("flows", "Change of variables", "flowavenet", "the-whole-flow", fixed("built", "inverse and log-determinant are tested")),
-    Claim("VAE", "The evidence cannot be computed exactly; a lower bound is maximised", "vae", "tbl-vae-sounds", bound_below),
+    Claim("VAE", "The evidence cannot be computed exactly; a lower bound is maximised", "vae", "tbl-vae-sounds", _bound_below),
     Claim("adversary", "Two networks against each other", "modes", "three-ways", fixed("built", "in the plane")),
     Claim("exotic flavours", "Quantile networks, energies, optimal transport, scores, discrepancies", "score", "what-a-score-prior-offers", fixed("built", "scores alone")),
     Claim("conditions", "Conditioning is control over what comes out", "speech", "tbl-speech-judged", rows("androids", "Garble is distinctly")),
@@ -384,8 +391,8 @@ DIELEMAN = [
     Claim("WaveNet", "A stack of convolutions that predicts the next sample", "wavenet", "the-model", fixed("built", "plain, told, and as a prior")),
     Claim("dilation", "Dilated convolutions", "blocks", "fig-tree", fixed("drawn", "the past that one output depends on")),
     Claim("WaveGlow, FloWaveNet", "Flows for raw audio", "flowavenet", "fig-flowavenet", fixed("built", "FloWaveNet")),
-    Claim("depth", "Depth grows with the logarithm of what is seen", "wavenet", "fig-memory", depth_is_logarithmic),
-    Claim("memory", "Memory for training grows linearly with it", "wavenet", "fig-memory", memory_is_linear),
+    Claim("depth", "Depth grows with the logarithm of what is seen", "wavenet", "fig-memory", _depth_is_logarithmic),
+    Claim("memory", "Memory for training grows linearly with it", "wavenet", "fig-memory", _memory_is_linear),
     Claim("Wave2Midi2Wave", "A WaveNet that plays notes, and the MAESTRO recordings", "steered", "fig-obeys", fixed("built", "a WaveNet that is told a pitch, on toy waveforms; no recordings of pianos")),
     Claim("Jukebox", "Vector quantisation and a transformer, at scale", "rqtransformer", "tbl-rqt", fixed("built", "in small, on generated songs")),
     Claim("translation", "One encoder, a decoder for every domain of music", "solocodec", "tbl-solocodec-cross", fixed("not built", "nearest: codecs of single classes that are given each other's solos")),

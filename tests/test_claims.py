@@ -106,7 +106,7 @@ def test_verdicts_are_those_of_the_stored_results(every, monkeypatch):
     real = claims.result
     faster = lambda name, preset: (real(name, preset)[0].assign(samples_per_second=1.0), {}) if name == "speed-wavenet" else real(name, preset)
     monkeypatch.setattr(claims, "result", faster)
-    assert claims.wavenet_is_slow()[1] == "holds"
+    assert claims._wavenet_is_slow()[1] == "holds"
 
 
 def test_rows_agree_or_hold_in_part():
