@@ -7,7 +7,7 @@ __all__ = ['VERDICTS', 'TABLES', 'FRANK', 'SPLITS', 'BERTI', 'GLOVER', 'FOOTE', 
            'laptop', 'both', 'table', 'together', 'rows', 'fixed', 'fig4_panel', 'scores', 'in_words', 'variants',
            'memory', 'notebook', 'claims', 'claims_table', 'tally_of', 'claims_map']
 
-# %% ../nbs/98_claims.ipynb #77386104
+# %% ../nbs/98_claims.ipynb #64e0a942
 import html, importlib.util, re
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -18,12 +18,12 @@ import pandas as pd
 
 from . import androids, constant, likelihood, modes, music, peakedness, pitchbasis, presets
 from .audio import RATE
-from .codesknow import stored as stored_songs
 from .experts import by_song
 from .langevin import RULES, tally
 from .likelihood import judge, wilson
+from .musictable import stored as stored_songs
 from .rqvae import RQVAEConfig
-from .smoothness import LADDER
+from .staying import LADDER
 from .store import result
 from .wavenet import WaveNet, WaveNetConfig, kept_bytes
 
