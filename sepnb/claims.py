@@ -7,7 +7,7 @@ __all__ = ['VERDICTS', 'TABLES', 'FRANK', 'SPLITS', 'BERTI', 'GLOVER', 'FOOTE', 
            'laptop', 'both', 'table', 'together', 'rows', 'fixed', 'fig4_panel', 'scores', 'in_words', 'variants',
            'memory', 'notebook', 'claims', 'claims_table', 'tally_of', 'claims_map']
 
-# %% ../nbs/98_claims.ipynb #64e0a942
+# %% ../nbs/98_claims.ipynb #bade64dc
 import html, importlib.util, re
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -23,8 +23,8 @@ from .langevin import RULES, tally
 from .likelihood import judge, wilson
 from .musictable import stored as stored_songs
 from .rqvae import RQVAEConfig
-from .staying import LADDER
 from .store import result
+from .training import LADDER
 from .wavenet import WaveNet, WaveNetConfig, kept_bytes
 
 # %% ../nbs/98_claims.ipynb #7bfc8f19
