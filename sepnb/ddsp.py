@@ -7,7 +7,7 @@ __all__ = ['WINDOWS', 'TUNED', 'LEVELLED', 'RECIPES_DDSP', 'harmonic', 'filtered
            'Synthesiser', 'mixture', 'drawn', 'Densities', 'DDSP', 'spectral_loss', 'terms', 'ddsp_loss', 'load_ddsp',
            'resynthesised']
 
-# %% ../nbs/95_ddsp.ipynb #434da54b
+# %% ../nbs/95_ddsp.ipynb #8bec9cc1
 import math
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from .audio import RATE, istft, stft
-from .coverage import FAMILIES, PITCHES, SAMPLES, SOUNDS, Family, hertz, items, parted
+from .coverage import FAMILIES, PITCHES, SAMPLES, Family, hertz, items, parted
 from .presets import trained
 from .registry import preset_name
 from .rqvae import mel
@@ -42,7 +42,7 @@ def filtered(magnitudes, # (b, frames, bands), bands evenly from 0 to half the r
     X = stft(noise, 2 * hop, hop)  # (b, hop + 1, frames)
     return istft(X * F.interpolate(magnitudes, hop + 1, mode="linear", align_corners=True).transpose(1, 2), noise.shape[1], hop)
 
-# %% ../nbs/95_ddsp.ipynb #23157fa9
+# %% ../nbs/95_ddsp.ipynb #f3969130
 def pitch_of(x, # (b, t)
              low:float=46.5, high:float=72.5): # MIDI numbers, where to look -> (b,) MIDI numbers
     "The pitch of tones."
@@ -56,7 +56,7 @@ def pitch_of(x, # (b, t)
         top = around.gather(1, r.gather(1, around)[:, 1:4].argmax(1, keepdim=True) + 1)
         a, b, c = (r.gather(1, top + d) for d in (-1, 0, 1))
         at = (top + (0.5 * (a - c) / (a - 2 * b + c).clamp_max(-1e-9)).clamp(-0.5, 0.5)) / times  # of the parabola through three lags
-    return 69 + 12 * (RATE / at[:, 0] / 440).log2()
+    return (69 + 12 * (RATE / at[:, 0] / 440).log2()).clamp(low, high)  # noise has no peak at all
 
 # %% ../nbs/95_ddsp.ipynb #99ed21fa
 @dataclass(frozen=True)
@@ -109,14 +109,14 @@ def drawn(distribution, shape=(), generator=None): # -> a draw (*shape, ...), wi
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         return distribution.sample(shape)
 
-# %% ../nbs/95_ddsp.ipynb #3d98b3cb
+# %% ../nbs/95_ddsp.ipynb #b88f7312
 class Densities(nn.Module):
     "Of the pitches, levels and timbres that tones are encoded as."
 
     def __init__(self, config):
         super().__init__()
         c, h = config, config.hidden
-        self.pitches, self.levels = (nn.Parameter(torch.tensor([0.0, 0.0, log_std]).repeat(len(PITCHES), 1)) for log_std in (-1.0, -2.5))
+        self.pitches, self.levels = (nn.Parameter(torch.tensor([0.0, 0.0, log_std]).repeat(len(PITCHES), 1)) for log_std in (-3.0, -2.5))
         self.timbres = nn.Sequential(nn.Linear(1 + c.classes, h), nn.SiLU(), nn.Linear(h, c.components * (1 + 2 * c.latents)), nn.Unflatten(1, (c.components, -1)))
         nn.init.normal_(self.timbres[2].bias)  # Gaussians that start in different places
 
@@ -185,9 +185,9 @@ def ddsp_loss(model, x, generator=None): # -> scalar
     spectral, rate = terms(model, x, generator)
     return spectral + model.config.beta * rate
 
-# %% ../nbs/95_ddsp.ipynb #ac343bd9
+# %% ../nbs/95_ddsp.ipynb #2049e24d
 RECIPES_DDSP = {"smoke": (DDSPConfig(harmonics=16, bands=9, latents=2, hidden=8, components=3), Recipe(steps=6, batch=4, frame=SAMPLES, lr=2e-3, clip=1.0)),
-                "laptop": (DDSPConfig(), Recipe(steps=4400, batch=16, frame=SAMPLES, lr=2e-3, gamma=0.5, clip=1.0)),
+                "laptop": (DDSPConfig(), Recipe(steps=5000, batch=16, frame=SAMPLES, lr=2e-3, gamma=0.5, clip=1.0)),
                 "paper": (DDSPConfig(harmonics=101, bands=65, hop=64, latents=16, hidden=512), Recipe(steps=100_000, batch=32, frame=SAMPLES, lr=1e-3, clip=3.0))}
 
 

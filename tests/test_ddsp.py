@@ -64,6 +64,12 @@ def test_the_pitch_is_found_in_noise():
     assert ((pitch_of(x) - clips.pitches[:200] - PITCHES[0]).abs() < 0.5).float().mean() > 0.97
 
 
+def test_what_has_no_pitch_gets_one_in_the_range():
+    x = torch.cat([torch.zeros(1, SAMPLES), torch.randn(20, SAMPLES, generator=random()), torch.linspace(0, 1, SAMPLES)[None]])
+    p = pitch_of(x)
+    assert p.isfinite().all() and p.min() >= 46.5 and p.max() <= 72.5
+
+
 def test_no_harmonic_is_above_half_the_rate():
     synthesiser = Synthesiser(DDSPConfig(**TINY | dict(harmonics=64)))
     for pitch in (48.0, 71.0, 100.0):
