@@ -1,11 +1,12 @@
 """The small WaveGAN: both players get the gradients of their own losses only, discriminators are blind to what they should be blind to, and the score is right where the answer is known."""
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sepnb.adversaries import DISCRIMINATORS, NUDGE, RECIPES_WAVEGAN, Judge, Oscillating, Spectra, Strided, Upsampled, WaveGAN, inception_score, shuffled, theirs, wavegan_loss, wavegan_told
+from sepnb.adversaries import DISCRIMINATORS, NUDGE, RECIPES_WAVEGAN, Judges, Oscillating, Spectra, Strided, Upsampled, WaveGAN, inception_score, misnamed, shuffled, theirs, wavegan_loss, wavegan_told
 from sepnb.coverage import SAMPLES, asked, items, scale_clips
 from sepnb.training import fit
 
@@ -26,11 +27,11 @@ def test_each_player_has_its_own_gradient(judge):
     have = {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
     g = random()
     y = model.made(4, None, g)
-    true, made = model.judge(x), model.judge(y)
+    true, made = model.judge(x)[0], model.judge(y)[0]
     mine = torch.autograd.grad(F.softplus(true.detach() - made).mean(), [*model.generator.parameters()], retain_graph=True)
     few = torch.cat([x[:1], y[:1]]).detach()
-    slope = ((model.judge(few + NUDGE * torch.randn(few.shape, generator=g)) - model.judge(few)) / NUDGE).square().mean()
-    others = torch.autograd.grad(F.softplus(model.judge(y.detach()) - true).mean() + model.penalty * slope, [*model.judge.parameters()], allow_unused=True)
+    slope = ((model.judge(few + NUDGE * torch.randn(few.shape, generator=g))[0] - model.judge(few)[0]) / NUDGE).square().mean(0)
+    others = torch.autograd.grad(F.softplus(model.judge(y.detach())[0] - true).mean() + (model.penalty * slope).mean(), [*model.judge.parameters()], allow_unused=True)
     for (name, p), want in zip([*model.generator.named_parameters(prefix="generator"), *model.judge.named_parameters(prefix="judge")], (*mine, *others)):
         if want is not None:
             assert (have[name] - want).abs().max() < 1e-4 + 0.02 * want.abs().max(), name
@@ -62,17 +63,28 @@ def test_upsampling_begins_without_tones_of_its_own():
 
 @pytest.mark.parametrize("make", [Oscillating, theirs])
 def test_what_is_told_is_heard(make):
-    net, told = make(replace(TINY, told=28)), asked("scale", 2, random())
-    z = torch.randn(1, TINY.latents, generator=random()).repeat(2, 1)
+    config, told = replace(TINY, told=28), asked("scale", 2, random())
+    net, z = make(config), torch.randn(1, config.inputs - 28, generator=random()).repeat(2, 1)
     y = net(torch.cat([z, told], 1))
     assert y.shape == (2, SAMPLES) and not y[0].allclose(y[1])
 
 
-def test_a_judge_that_is_told_judges_by_it():
-    torch.manual_seed(0)
-    judge, x = Judge(Spectra(8), 28), scale_clips("valid").waves[:1].repeat(2, 1)
-    a, b = judge(x, asked("scale", 2, random()))
-    assert abs(a - b) > 1e-6
+def test_names_cost_nothing_where_they_are_right():
+    told = asked("scale", 5, random())
+    assert misnamed(100 * told, told) < 1e-5
+    assert abs(misnamed(torch.zeros_like(told), told).item() - math.log(4) - math.log(24)) < 1e-5
+
+
+def test_the_generator_hears_of_wrong_names():
+    "Told something else, it gets another gradient, even where all weights and clips are the same."
+    config, grads = wavegan_told("scale", "smoke")[0], []
+    for k in (0, 1):
+        torch.manual_seed(0)
+        model, x = WaveGAN(config), scale_clips("valid").waves[:4]
+        model.generator.read[0].weight.data[:, -28:] = 0 # what is told is not heard yet
+        wavegan_loss(model, torch.cat([x, asked("scale", 4, random(k))], 1), random()).backward()
+        grads.append(model.generator.out.conv.weight.grad)
+    assert not grads[0].allclose(grads[1])
 
 
 def test_a_told_model_trains_and_samples():
@@ -93,7 +105,7 @@ def test_bad_input_is_named():
         tiny().sample(1, 2049)
     with pytest.raises(ValueError, match="unknown discriminator 'x'; choose one of strided"):
         tiny(judge="x")
-    assert all(0 < penalty for _, penalty in DISCRIMINATORS.values())
+    assert all(0 < penalty for parts in DISCRIMINATORS.values() for _, penalty in parts)
 
 
 def test_scores_of_clips_that_are_known():
