@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MEL_WINDOW', 'MEL_HOP', 'MEL_BANDS', 'QUIET', 'MATCHING', 'LOSS_WINDOWS', 'VOCODERS', 'TRAINED', 'JUDGED_STEPS',
            'VOCODED', 'ONCE', 'MELGAN_MOS', 'spectrum', 'log_mels', 'from_mels', 'by_griffin_lim', 'VocoderConfig',
-           'conv', 'Stack', 'oscillators', 'Source', 'Generator', 'Judges', 'adversarial_loss', 'within', 'stft_loss',
-           'Vocoder', 'vocoder_loss', 'load_vocoder', 'nearness', 'some_of', 'timed', 'landscape_vocoder', 'gap_closed',
-           'vocoder_verdicts']
+           'conv', 'Stack', 'oscillators', 'bands_of_partials', 'Source', 'Generator', 'Judges', 'adversarial_loss',
+           'within', 'stft_loss', 'Vocoder', 'vocoder_loss', 'load_vocoder', 'nearness', 'some_of', 'timed',
+           'landscape_vocoder', 'gap_closed', 'vocoder_verdicts']
 
 # %% ../nbs/92_vocoder.ipynb #be0ab451
 import math, time
@@ -60,13 +60,13 @@ def by_griffin_lim(L, iterations:int, seed:int=0): # (b, 80, frames) -> (b, t)
         return griffinlim(from_mels(L) * MEL_WINDOW / 4, torch.hann_window(MEL_WINDOW), MEL_WINDOW, MEL_HOP, MEL_WINDOW, power=1.0,
                           n_iter=iterations, momentum=0.99, length=(L.shape[-1] - 1) * MEL_HOP, rand_init=True)
 
-# %% ../nbs/92_vocoder.ipynb #b9bab68f
+# %% ../nbs/92_vocoder.ipynb #933a3f11
 @dataclass(frozen=True)
 class VocoderConfig:
     "Widths of the generator, by how much it upsamples after each of them (together a hop); partials of its source, 0 for none; width of a judge, and how many there are."
     widths: tuple = (80, 40, 24)
     strides: tuple = (8, 4, 4)
-    partials: int = 16
+    partials: int = 32
     width: int = 8
     judges: int = 3
 
@@ -86,7 +86,7 @@ class Stack(nn.Module):
         for layer in self.layers: h = h + layer(h)
         return h
 
-# %% ../nbs/92_vocoder.ipynb #80bf6a3b
+# %% ../nbs/92_vocoder.ipynb #6bcd2926
 @lru_cache(maxsize=4)
 def oscillators(t:int, partials:int, step:int): # samples -> (pitches, partials step, t / step): phases run from half a hop before the clip
     n = torch.arange(t).double() - MEL_HOP // 2
@@ -95,24 +95,33 @@ def oscillators(t:int, partials:int, step:int): # samples -> (pitches, partials 
     return waves.float().unflatten(-1, (-1, step)).transpose(2, 3).flatten(1, 2).contiguous()
 
 
+def bands_of_partials(partials:int): # -> (pitches, partials, 80), weights that sum to 1, or 0 beyond half the rate
+    "Which mel bands tell how loud a partial of a pitch is."
+    filters, f = mel_filters(MEL_WINDOW, bins=MEL_BANDS), hertz(torch.tensor(PITCHES).double())[:, None] * torch.arange(1, partials + 1)
+    at = (f / RATE * MEL_WINDOW).round().long().clamp_max(MEL_WINDOW // 2)
+    return filters[at] / filters[at].sum(-1, keepdim=True).clamp_min(1e-6)
+
+
 class Source(nn.Module):
-    "Partials of the pitch that frames have, as loud as they say, brought into what is made of them."
+    "Partials of the pitch that frames have, as loud as the bands in which they lie and a correction say, brought into what is made of them."
 
     def __init__(self, frames:int, width:int, partials:int, step:int): # channels of the frames, of what it goes into; samples to a step of that
         super().__init__()
         self.partials, self.step = partials, step
         self.pitch, self.level = nn.Conv1d(frames, len(PITCHES), 1), nn.Conv1d(frames, partials, 1)
-        self.enter, self.gate = conv(partials * step, width, 3, padding=1), conv(width, width, 1)
+        self.enter, self.gate = conv(partials * step, width, 1), conv(width, width, 1)
+        self.register_buffer("bands", bands_of_partials(partials), persistent=False)
 
-    def forward(self, h, frames, pitch=None): # (b, width, steps), (b, channels, frames), the pitch as a one among zeros (b, pitches) -> like h, logits (b, pitches, frames)
+    def forward(self, h, L, frames, pitch=None): # (b, width, steps), (b, 80, frames), (b, channels, frames), the pitch as a one among zeros (b, pitches) -> like h, logits (b, pitches, frames)
         logits = self.pitch(frames)
         which = logits.softmax(1) if pitch is None else pitch[..., None].expand_as(logits)
-        which, level = (F.interpolate(v, h.shape[-1], mode="linear") for v in (which, self.level(frames).clamp(-8, 3).exp()))
+        level = (torch.einsum("bpt,pkm,bmt->bkt", which, self.bands, L) + self.level(frames)).clamp(-10, 2).exp()
+        which, level = (F.interpolate(v, h.shape[-1], mode="linear") for v in (which, level))
         waves = torch.einsum("bpt,pkt->bkt", which, oscillators(h.shape[-1] * self.step, self.partials, self.step))
         waves = (waves.unflatten(1, (self.partials, self.step)) * level[:, :, None]).flatten(1, 2)
         return h + self.enter(waves) * self.gate(h), logits
 
-# %% ../nbs/92_vocoder.ipynb #e0617af7
+# %% ../nbs/92_vocoder.ipynb #31ea8d18
 class Generator(nn.Module):
     "Frames to samples: transposed convolutions, each but the last with a stack behind it; the source enters at a quarter of the rate."
 
@@ -131,7 +140,7 @@ class Generator(nn.Module):
         for i, (rise, stack) in enumerate(zip(self.rises, self.stacks)):
             h = rise(h)
             if self.source is not None and i == len(self.rises) - 1:
-                h, logits = self.source(F.leaky_relu(h, 0.2), frames, pitch)
+                h, logits = self.source(F.leaky_relu(h, 0.2), L, frames, pitch)
             h = stack(h)
         return self.last(h)[:, 0, MEL_HOP // 2 : -MEL_HOP // 2].tanh(), logits
 
@@ -207,10 +216,10 @@ def vocoder_loss(model, rows, generator=None, spectra:float=1.0, adversary:float
         loss = loss + F.cross_entropy(logits, told[:, -len(PITCHES) :].argmax(1)[:, None].expand(-1, logits.shape[-1]))
     return loss
 
-# %% ../nbs/92_vocoder.ipynb #c6c57914
+# %% ../nbs/92_vocoder.ipynb #b449f332
 VOCODERS = {"smoke": (VocoderConfig((8, 8, 8), partials=4, judges=2), Recipe(steps=3, batch=2, lr=1e-3)),
             "laptop": (VocoderConfig(), Recipe(steps=4500, batch=8, lr=3e-3, clip=10.0)),
-            "paper": (VocoderConfig((512, 256, 64), partials=16, width=16), Recipe(steps=400_000, batch=16, lr=1e-4))}
+            "paper": (VocoderConfig((512, 256, 64), width=16), Recipe(steps=400_000, batch=16, lr=1e-4))}
 TRAINED = {"STFT loss": (dict(spectra=1.0, adversary=0.0), True), "adversary": (dict(spectra=0.0, adversary=1.0), True), # weights of the losses, whether with a source
            "both": (dict(spectra=1.0, adversary=1.0), True), "MelGAN": (dict(spectra=0.0, adversary=1.0), False)}
 JUDGED_STEPS = 2400 # at laptop, where there is an adversary: as long as the others take

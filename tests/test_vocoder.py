@@ -43,7 +43,7 @@ def test_the_source_plays_the_pitch_that_it_is_told():
     torch.manual_seed(0)
     source, pitch = Source(8, 8, 4, 4), F.one_hot(torch.tensor([3, 3, 9]), len(PITCHES)).float()
     with torch.no_grad():
-        h, _ = source(torch.ones(3, 8, 64), torch.ones(3, 8, 3), pitch)
+        h, _ = source(torch.ones(3, 8, 64), torch.zeros(3, MEL_BANDS, 3), torch.ones(3, 8, 3), pitch)
     assert torch.equal(h[0], h[1]) and not torch.allclose(h[0], h[2])
 
 
