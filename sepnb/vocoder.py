@@ -9,7 +9,7 @@ __all__ = ['MEL_WINDOW', 'MEL_HOP', 'MEL_BANDS', 'QUIET', 'MATCHING', 'LOSS_WIND
            'within', 'stft_loss', 'Vocoder', 'vocoder_loss', 'load_vocoder', 'nearness', 'some_of', 'timed',
            'landscape_vocoder', 'gap_closed', 'vocoder_verdicts']
 
-# %% ../nbs/92_vocoder.ipynb #be0ab451
+# %% ../nbs/92_vocoder.ipynb #5c3ce00f
 import math, time
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -24,7 +24,7 @@ from torchaudio.functional import griffinlim
 from tqdm.auto import tqdm
 
 from .audio import RATE, stft
-from .coverage import PITCHES, SAMPLES, SOUNDS, banded, hear, hertz, items, magnitudes, parted
+from .coverage import PITCHES, SOUNDS, banded, hear, hertz, items, magnitudes, parted
 from .evaluation import si_sdr
 from .presets import trained
 from .registry import preset_name
@@ -216,13 +216,13 @@ def vocoder_loss(model, rows, generator=None, spectra:float=1.0, adversary:float
         loss = loss + F.cross_entropy(logits, told[:, -len(PITCHES) :].argmax(1)[:, None].expand(-1, logits.shape[-1]))
     return loss
 
-# %% ../nbs/92_vocoder.ipynb #b449f332
+# %% ../nbs/92_vocoder.ipynb #2b22afd0
 VOCODERS = {"smoke": (VocoderConfig((8, 8, 8), partials=4, judges=2), Recipe(steps=3, batch=2, lr=1e-3)),
-            "laptop": (VocoderConfig(), Recipe(steps=4500, batch=8, lr=3e-3, clip=10.0)),
+            "laptop": (VocoderConfig(), Recipe(steps=4200, batch=8, lr=3e-3, clip=10.0)),
             "paper": (VocoderConfig((512, 256, 64), width=16), Recipe(steps=400_000, batch=16, lr=1e-4))}
 TRAINED = {"STFT loss": (dict(spectra=1.0, adversary=0.0), True), "adversary": (dict(spectra=0.0, adversary=1.0), True), # weights of the losses, whether with a source
            "both": (dict(spectra=1.0, adversary=1.0), True), "MelGAN": (dict(spectra=0.0, adversary=1.0), False)}
-JUDGED_STEPS = 2400 # at laptop, where there is an adversary: as long as the others take
+JUDGED_STEPS = 2200 # at laptop, where there is an adversary: as long as the others take
 
 
 def load_vocoder(sounds="scale", how="both", preset=None, seed:int=0): # one of SOUNDS, of TRAINED -> Vocoder, header of its weights
