@@ -207,6 +207,11 @@ def callouts(text, page):
     return "\n".join(out)
 
 
+def html_links(text):
+    "`href=\"toy.html#fig-shapes\"`, Quarto's address of a label, as Sphinx has it"
+    return re.sub(rf'href="([\w-]+)\.html#({LABEL})"', r'href="\1.html#\1-\2"', text)
+
+
 def one_citation(item, page):
     "`@key` or `see @key, sec. 2` -> the form sphinxcontrib-bibtex reads"
     before, key, after = re.match(r"\s*(.*?)\s*@([\w:.-]*\w)\s*(.*?)\s*$", item, re.S).groups()
@@ -229,6 +234,8 @@ def inline(text, page):
     def link(m):
         if m[1] not in page.pages:
             raise SiteError(f"{page.name}: links to {m[1]}, which the sidebar in _quarto.yml does not list")
+        if m[2] and re.fullmatch(LABEL, m[2][1:]):  # a label of another page: in Sphinx one name among those of all pages
+            return f"](#{page.pages[m[1]]}-{m[2][1:]})"
         return f"]({page.pages[m[1]]}.ipynb{m[2] or ''})"
 
     text = re.sub(r"\[([^\[\]]*(?<![\w.])@[^\[\]]+)\](?![(\[])", bracketed, text)
@@ -485,6 +492,9 @@ def code_cell(cell, page):
         render["code_prompt_show"] = render["code_prompt_hide"] = opts["code-summary"]
     for data in markdown_in(cell):
         data["text/markdown"] = to_myst("".join(data["text/markdown"]), page)
+    for output in cell["outputs"]:
+        if "text/html" in output.get("data", {}):
+            output["data"]["text/html"] = html_links("".join(output["data"]["text/html"]))
     label, outputs = opts.get("label", ""), cell["outputs"]
     text = opts.get("fig-cap") or opts.get("tbl-cap")
     if label and label in page.labels:

@@ -311,7 +311,7 @@ def ways(o, pair, preset): # Objective, dict of `toy_pairs` -> yields (method, s
         for n, (codes, moved) in enumerate(descend(o, starts[start], sweeps, order)):
             yield f"one at a time, {order}", start, n, codes, moved, time.process_time() - begin, n * t * cached
 
-
+# %% ../nbs/83_activations.ipynb #5f5fd68c
 @experiment("activations")
 def activations(preset): # -> DataFrame, a row for every pair, way, start and sweep; codes as hexadecimal numbers for the first pair
     "Style transfer of toy waveforms through the activations of the WaveNet that knows the style."

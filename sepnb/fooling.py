@@ -90,7 +90,7 @@ def in_magnitudes(x, priors):
     X = stft(x)
     return torch.zeros(X.shape), lambda v: istft(v.exp() * X, x.shape[1]), lambda v: v
 
-
+# %% ../nbs/81_fooling.ipynb #e9513075
 def in_vae(x, priors):
     "Latents and gains of the classes in every frame: the spectrum is louder where its expected power is."
     bank = priors["vae"]
@@ -104,7 +104,7 @@ def in_vae(x, priors):
     near = lambda v: torch.cat([v[..., :-1] * (longest / v[..., :-1].norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp_max(1), v[..., -1:]], -1)
     return start, lambda v: istft((power(v) / before).sqrt().mT * X, x.shape[1]), near
 
-
+# %% ../nbs/81_fooling.ipynb #c195eb53
 def in_codec(x, priors, codes=False):
     "Frames between encoder and decoder; what is decoded is the sum of the classes."
     codec, level = priors["codec"], x.square().mean(1, keepdim=True).sqrt() + 1e-6
@@ -117,7 +117,7 @@ def in_codes(x, priors):
     "The same frames, rounded to codes before they are decoded; the gradient goes around the rounding."
     return in_codec(x, priors, True)
 
-
+# %% ../nbs/81_fooling.ipynb #67f837fd
 def constraint(name:str): # -> function
     return {"waveform": in_waveform, "waveform, -40 dB": in_small, "magnitudes": in_magnitudes, "VAE": in_vae, "codec": in_codec, "codes": in_codes}[name]
 
@@ -189,7 +189,7 @@ def look(d): # (n, t) -> flatness, share of the power above 4 kHz, (n,) both
     high = P[:, int(HIGH / RATE * 1024) :].sum(1) / P.sum(1).clamp_min(1e-20)
     return flat.masked_fill(silent, torch.nan), high.masked_fill(silent, torch.nan)
 
-
+# %% ../nbs/81_fooling.ipynb #1dbab594
 @torch.no_grad()
 def coded(x, codec): # (n, t) -> (n, t)
     "Through codes and back."
@@ -204,12 +204,12 @@ def denoised(x, bank): # (n, t), PriorBank of `Solo` -> (n, t)
     none = torch.stack([torch.sigmoid(-p.log_odds(X)) for p in bank.priors]).prod(0)
     return istft((1 - none) * X, x.shape[1])
 
-
+# %% ../nbs/81_fooling.ipynb #6372de6e
 def kept(d, e): # change of a clip, change of what is decoded, (n, t) both -> (n,)
     "How much of the first is in the second."
     return (d * e).sum(1) / d.square().sum(1)
 
-
+# %% ../nbs/81_fooling.ipynb #20e5e33a
 @torch.no_grad()
 def judged(items, x, y, panel, cuts, **what): # DataFrame of tag and song, clips and results (n, t), taggers and thresholds; anything for every row -> list of rows
     tags = torch.tensor([tag_names().index(t) for t in items.tag])[:, None]

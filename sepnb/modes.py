@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BITS', 'SPREAD', 'WAYS', 'STEPS', 'MODE_RUNS', 'centres', 'draw_points', 'log_target', 'Few', 'by_likelihood',
-           'by_reversal', 'Adversary', 'fitted_points', 'covering', 'modes_plane', 'model_of', 'tune', 'mode_verdicts']
+           'by_reversal', 'Adversary', 'loss_of', 'fitted_points', 'covering', 'modes_plane', 'model_of', 'tune',
+           'mode_verdicts']
 
 # %% ../nbs/85_modes.ipynb #c7a52d46
 import math
@@ -16,7 +17,9 @@ from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 from tqdm.auto import tqdm
 
+from .androids import as_table
 from .audio import RATE
+from .likelihood import judge
 from .store import experiment
 
 # %% ../nbs/85_modes.ipynb #6ee0d540
@@ -94,9 +97,15 @@ class Adversary:
         return (likely * F.softplus(-self.says(y, told))).sum(0).mean()
 
 # %% ../nbs/85_modes.ipynb #3dd0b7c3
-# steps, points a step, learning rate of the model, with which each way fits well what the model can hold (all three bits told)
-WAYS = {"likelihood": (by_likelihood, 0.02), "reversed": (by_reversal, 0.02), "adversary": (None, 0.002)}
-STEPS = {"smoke": (20, 32), "laptop": (3000, 256), "paper": (20_000, 1024)}
+# learning rate of the model, with which each way fits well what the model can hold (all three bits told)
+WAYS = {"likelihood": 0.02, "reversed": 0.02, "adversary": 0.002}
+
+
+def loss_of(way:str, bits:int): # -> f(model, x, told, bits, generator) -> scalar
+    return {"likelihood": lambda: by_likelihood, "reversed": lambda: by_reversal, "adversary": lambda: Adversary(bits)}[way]()
+
+# %% ../nbs/85_modes.ipynb #563a7033
+STEPS = {"smoke": (20, 32), "laptop": (3000, 256), "paper": (20_000, 1024)} # steps, points a step
 
 
 def fitted_points(way:str, bits:int, preset:str, seed:int=0): # -> Few
@@ -105,9 +114,8 @@ def fitted_points(way:str, bits:int, preset:str, seed:int=0): # -> Few
         raise ValueError(f"unknown way {way!r}; choose one of {', '.join(WAYS)}")
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    (steps, n), (loss, rate), model = STEPS[preset], WAYS[way], Few(bits, generator=generator)
-    loss = loss or Adversary(bits)
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=(0.5, 0.9))
+    (steps, n), loss, model = STEPS[preset], loss_of(way, bits), Few(bits, generator=generator)
+    optimizer = torch.optim.Adam(model.parameters(), lr=WAYS[way], betas=(0.5, 0.9))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         x, mode = draw_points(n, generator)
@@ -172,4 +180,4 @@ def mode_verdicts(frame): # of "modes-plane" -> DataFrame: claim, ours, verdict
             ("With dense conditioning the difference vanishes: all modes covered, less than 5 % off",
              [(f.covered == 2**BITS).all() and (f.off < 0.05).all() for _, f in told.groupby("way")], "share off, told everything", "off", BITS)]
     say = lambda what, column, bits: what + ": " + ", ".join(f"{way} {f[column].min():.2f} to {f[column].max():.2f}" for way, f in frame[frame.bits == bits].groupby("way", sort=False))
-    return pd.DataFrame([dict(claim=claim, ours=say(*shown), verdict="holds" if all(ok) else "in part" if any(ok) else "does not hold") for claim, ok, *shown in rows])
+    return as_table([(claim, say(*shown), judge(ok)) for claim, ok, *shown in rows])

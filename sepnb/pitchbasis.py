@@ -34,10 +34,10 @@ def chosen(f): # of "spectralflow-between" on valid -> name of a way
     return max(("pitched, latents", "pitched, labels moved"), key=lambda w: one_all_along(f, w))
 
 # %% ../nbs/75_pitchbasis.ipynb #f1917886
-def verdicts(): # -> DataFrame: claim, ours, verdict
+def verdicts(preset=None): # -> DataFrame: claim, ours, verdict
     "What Glover's post says and what this repository set out for, judged on test notes."
-    bits, between, noise, lim = (result(n)[0] for n in ("spectralflow-bits", "spectralflow-between-test", "spectralflow-noise", "griffinlim"))
-    valid, mean = result("spectralflow-between-valid")[0], bits[bits.split == "test"].groupby("kind").bits.mean()
+    bits, between, noise, lim = (result(n, preset)[0] for n in ("spectralflow-bits", "spectralflow-between-test", "spectralflow-noise", "griffinlim"))
+    valid, mean = result("spectralflow-between-valid", preset)[0], bits[bits.split == "test"].groupby("kind").bits.mean()
     ours = chosen(valid)
     g, linear = between[between.way == "flow, latents"], between[between.way == "linear"]
     one, fades = one_half_way(between, "flow, latents"), one_half_way(between, "linear")

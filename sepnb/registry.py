@@ -24,7 +24,7 @@ def discover():
 
 
 class Registry(dict):
-    "Things by name, in the order of registration. An unknown name is looked for in all modules, and then a ValueError that lists the known ones."
+    "Things by name, in the order of registration. An unknown name is looked for in all modules, and then a ValueError that lists the known ones from A to Z."
 
     def __init__(self, what): # what such a thing is called
         super().__init__()
@@ -43,7 +43,7 @@ class Registry(dict):
     def __missing__(self, name):
         discover()
         if name not in self:
-            raise ValueError(f"unknown {self.what} {name!r}; choose one of {', '.join(self)}")
+            raise ValueError(f"unknown {self.what} {name!r}; choose one of {', '.join(sorted(self))}")
         return self[name]
 
 # %% ../nbs/02_registry.ipynb #6d011b70
@@ -134,7 +134,7 @@ class Experiments(Registry):
         discover()
         found = self.everything()
         if name not in found:
-            raise ValueError(f"unknown {self.what} {name!r}; choose one of {', '.join(found)}")
+            raise ValueError(f"unknown {self.what} {name!r}; choose one of {', '.join(sorted(found))}")
         return found[name]
 
 

@@ -202,7 +202,7 @@ def song_codes(split, data="songs", preset=None, most=None): # -> list of (frame
     with torch.no_grad():
         return [codec.encode((m / (m.square().mean().sqrt() + 1e-6))[None])[0] for m in (s[:].sum(0) for s in tqdm(songs, desc=f"codes of {split}", leave=False))]
 
-
+# %% ../nbs/66_rqtransformer.ipynb #c3a73779
 class Windows(torch.utils.data.Dataset):
     "Windows of codes of songs, one after another in a row, (frames q,), as `fit` takes one waveform."
 
@@ -219,7 +219,7 @@ class Windows(torch.utils.data.Dataset):
         i, a = self.at[n]
         return self.songs[i][a : a + self.frames, : self.quantizers].flatten()
 
-
+# %% ../nbs/66_rqtransformer.ipynb #b10c6306
 def rqt_loss(model, x, generator=None): # (b, frames q) -> nats a code
     return -model.log_prob(x.unflatten(1, (-1, model.config.quantizers))).mean()
 
@@ -228,7 +228,7 @@ RQT = {"smoke": (RQTransformerConfig(3, 8, 16, 2, 1, 8, 16, 1), Recipe(steps=6, 
        "laptop": (RQTransformerConfig(), Recipe(steps=500, batch=8, frame=8 * 320, lr=2e-3, gamma=0.5, clip=1.0)),
        "paper": (RQTransformerConfig(12, 4096, 1024, 4, 12, 440, 1024, 4), Recipe(steps=100_000, batch=16, frame=12 * 440, lr=3e-4, clip=1.0))}
 
-
+# %% ../nbs/66_rqtransformer.ipynb #e440686a
 def load_rqtransformer(data="songs", preset=None, seed:int=0): # -> RQTransformer, minutes of its training
     "The transformer over the codes of a data set's codec; trained first where its weights are missing. ValueError where the codec is another one by now."
     preset = preset_name(preset)
@@ -256,7 +256,7 @@ def unigram(songs, codes:int): # list of (frames, q) -> (q, codes) log probabili
     count = torch.stack([torch.bincount(stage, minlength=codes) for stage in c.T]) + 1.0
     return (count / count.sum(1, keepdim=True)).log()
 
-
+# %% ../nbs/66_rqtransformer.ipynb #228e7eec
 def nll_by_stage(model, songs): # list of (frames, q) -> (q,) nats a code, (frames of the shortest,) nats a code by position
     "Negative log-likelihood, every song from its beginning."
     shortest, by_stage, by_frame, n = min(map(len, songs)), 0.0, 0.0, 0
@@ -266,7 +266,7 @@ def nll_by_stage(model, songs): # list of (frames, q) -> (q,) nats a code, (fram
             by_stage, n, by_frame = by_stage + nll.sum(0), n + len(s), by_frame + nll[:shortest].mean(1)
     return by_stage / n, by_frame / len(songs)
 
-
+# %% ../nbs/66_rqtransformer.ipynb #65259703
 @experiment("rqtransformer")
 def rqtransformer(preset): # -> DataFrame, a row for every split, way and stage
     "Nats a code on songs that training did not hear."

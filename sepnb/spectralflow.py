@@ -27,9 +27,6 @@ from .spectral import BINS, HOP, log_magnitudes
 from .training import Prior, Recipe
 
 # %% ../nbs/72_spectralflow.ipynb #7b9e4eed
-HARMONICS, GROUPS, BUMPS = 24, 8, 24 # columns of single harmonics, of groups of higher ones, of smooth bumps
-
-
 def hertz(pitch): # MIDI number -> Hz
     return 440.0 * 2 ** ((pitch - 69) / 12)
 
@@ -38,11 +35,14 @@ def lobes(pitch:float): # -> (512, harmonics below 8 kHz): what each harmonic is
     at = np.arange(1, int(RATE / 2 / hertz(pitch)) + 1) * hertz(pitch) / (RATE / 2) * BINS
     return np.cos(np.pi / 4 * np.clip(np.arange(BINS)[:, None] - at, -2, 2)) ** 2
 
-
+# %% ../nbs/72_spectralflow.ipynb #bcca1792
 def bumps(n:int): # -> (512, n) smooth, overlapping, narrow at low frequencies and wide at high ones
     where = lambda f: np.log1p(f / 40)
     u = where(np.arange(BINS)) / where(BINS) * (n - 1)
     return np.cos(np.pi / 2 * np.clip(u[:, None] - np.arange(n), -1, 1)) ** 2
+
+# %% ../nbs/72_spectralflow.ipynb #2de3cba5
+HARMONICS, GROUPS, BUMPS = 24, 8, 24 # columns of single harmonics, of groups of higher ones, of smooth bumps
 
 
 @lru_cache(maxsize=256)
@@ -276,7 +276,7 @@ class Labelled(Dataset):
 
     def __getitems__(self, indices): return [self[i] for i in indices]
 
-
+# %% ../nbs/72_spectralflow.ipynb #a43b1705
 def spectra(x, frames:int, generator=None): # (b, samples + 2) of `Labelled` -> (b, 512, frames), pitch (b,), family (b,)
     return log_magnitudes(x[:, :-2], generator)[..., :frames], x[:, -2], x[:, -1].long()
 
@@ -288,7 +288,7 @@ def bits(model, x, generator=None): # -> (b,) bits for each log-magnitude
 def bits_loss(model, x, generator=None): # -> scalar
     return bits(model, x, generator).mean()
 
-
+# %% ../nbs/72_spectralflow.ipynb #f7d84ec9
 SPECTRAL = {"smoke": (SpectralFlowConfig(flows=2, early=1, layers=1, width=8, hidden=8), Recipe(steps=6, batch=4, frame=64_002, lr=2e-3, clip=10.0)),
             "laptop": (SpectralFlowConfig(), Recipe(steps=1500, batch=8, frame=64_002, lr=1e-3, gamma=0.5, clip=10.0)),
             "paper": (SpectralFlowConfig(flows=32, early=8, layers=6, width=256, hidden=256), Recipe(steps=200_000, batch=32, frame=64_002, lr=2e-4, gamma=0.6, clip=10.0))}

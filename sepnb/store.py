@@ -302,17 +302,21 @@ def changed(info): # provenance of a stored result -> list of what is no longer 
 _ANEW = {}  # (name, folder of the artifacts) -> table at the smoke preset, computed in this process
 
 
+def _computed(name): # as `result`
+    frame = _ANEW[name, artifacts()].copy()
+    return frame, dict(name=name, preset="smoke", **frame.attrs)
+
+
 def result(name:str, preset=None): # -> (DataFrame, provenance dict)
     """A stored result. Without a preset, that of the largest preset there is; under SEPNB_PRESET=smoke it is computed anew, once in a process.
 
     Says where its code or its weights have changed since. FileNotFoundError names the command that computes a missing one.
     """
+    key = (name, artifacts())
     if preset is None and os.environ.get("SEPNB_PRESET") == "smoke":
-        key = (name, artifacts())
         if key not in _ANEW:
             _ANEW[key] = EXPERIMENTS[name]("smoke")
-        frame = _ANEW[key].copy()
-        return frame, dict(name=name, preset="smoke", **frame.attrs)
+        return _computed(name)
     for p in [preset_name(preset)] if preset else reversed(PRESET_NAMES):
         path = artifacts() / "results" / p / f"{name}.csv"
         if path.exists():
@@ -321,4 +325,6 @@ def result(name:str, preset=None): # -> (DataFrame, provenance dict)
                 print(f"Marked: {name} ({p}) was computed before {' and '.join(since)} changed. sepnb reproduce {name} --preset {p} "
                       "computes it again.", file=sys.stderr)  # a warning would print the path of a file
             return pd.read_csv(path), info
+    if preset == "smoke" and key in _ANEW:  # what builds on another result need not compute that again
+        return _computed(name)
     raise FileNotFoundError(f"no stored result {name!r}; compute it with: sepnb reproduce {name} --preset {preset or 'laptop'}")

@@ -142,7 +142,7 @@ TAGGER = {"smoke": (TaggerConfig(filters=8, width=4, hidden=8), Recipe(steps=4, 
           "paper": (TaggerConfig(), Recipe(steps=100_000, batch=64, frame=1, lr=1e-3, gamma=0.4))}
 STEPS = {"raw": 1600, "mel": 800} # of training at laptop, after `tagger-valid`: there, raw audio still gains at 1600, which is what time allowed
 
-
+# %% ../nbs/80_tagger.ipynb #c117b2c3
 def framed(recipe, config, data:str="tagged"): # Recipe, TaggerConfig -> Recipe for rows of `Shown`
     return replace(recipe, frame=LENGTH[data] + config.tags)
 
@@ -152,14 +152,14 @@ def tagger_preset(front:str, preset=None, data:str="tagged", tags:int=len(RULES)
     config = replace(config, front=front, tags=tags)
     return config, framed(recipe if preset_name(preset) != "laptop" else replace(recipe, steps=STEPS[front]), config, data)
 
-
+# %% ../nbs/80_tagger.ipynb #0739ef1c
 def learned(shown, which, config, recipe, seed:int=0, **how): # Shown, (n,) bool, options of `fit` -> Tagger, in evaluation mode
     torch.manual_seed(seed)
     model = Tagger(config)
     fit(model, tag_loss, Subset(shown, np.flatnonzero(which).tolist()), replace(recipe, seed=seed), progress=False, **how)
     return model.eval().requires_grad_(False)
 
-
+# %% ../nbs/80_tagger.ipynb #3c014262
 def load_tagger(front:str="raw", seed:int=0, data:str="tagged", preset=None): # -> Tagger
     "A tagger of the split in order of the file; trained first where its weights are missing, which takes minutes."
     names = tag_names(data)

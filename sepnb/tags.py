@@ -321,7 +321,7 @@ def prepare_magnatagatune(path, name:str="magnatagatune"): # -> list of dicts
 
 PREPARE["magnatagatune"] = prepare_magnatagatune
 
-
+# %% ../nbs/79_tags.ipynb #fdb0ea9c
 def clips_of(name:str="tagged", annotations:str="annotations_final.csv"): # "tagged" or "magnatagatune" -> Clips
     "The clips of a set: those made here, else the excerpt that is shipped; of `magnatagatune` the user's copy. FileNotFoundError says how to get it."
     if name not in ("tagged", "magnatagatune"):

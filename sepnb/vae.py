@@ -64,7 +64,7 @@ class Independent(nn.Module):
 def draw(mean, log_std, generator=None): # (..., latents) both -> (..., latents)
     return mean + log_std.exp() * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
 
-
+# %% ../nbs/76_vae.ipynb #2d8fe7f2
 class VAE(Prior):
     "An autoencoder of x (b, d) with a Gaussian latent; `log_prob` is the lower bound, `evidence` comes nearer."
 
@@ -97,7 +97,7 @@ class VAE(Prior):
     def sample(self, n, t=None, generator=None): # -> (n, d)
         return self.decoder.decode(torch.randn(n, self.config.latents, generator=generator), generator)
 
-
+# %% ../nbs/76_vae.ipynb #4c7522e0
 def elbo_loss(model, x, generator=None): # -> scalar, nats for each item
     a, b = model.bound(x, generator)
     return (b - a).mean()

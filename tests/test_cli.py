@@ -20,11 +20,11 @@ def test_help_needs_no_torch():
 
 
 @pytest.mark.parametrize("args, message", [
-    (("train", "diffwave", "toy", "sine"), "unknown model 'diffwave'; choose one of "),
-    (("train", "flowavenet", "jazz", "sine"), "unknown data set 'jazz'; choose one of "),
+    (("train", "diffwave", "toy", "sine"), "unknown model 'diffwave'; choose one of dictionary, flowavenet, "),
+    (("train", "flowavenet", "jazz", "sine"), "unknown data set 'jazz'; choose one of musdb18, musdb18-songs, "),
     (("train", "flowavenet", "toy", "flute"), "unknown source 'flute'; choose one of sine"),
     (("train", "flowavenet", "toy", "sine", "--preset", "huge"), "unknown preset 'huge'; choose one of smoke"),
-    (("reproduce", "fig99"), "unknown experiment 'fig99'"),
+    (("reproduce", "fig99"), "unknown experiment 'fig99'; choose one of "),
 ])
 def test_bad_names(args, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sepnb", *args])

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -179,3 +180,14 @@ def test_networks_on_another_device_give_the_same_results(monkeypatch):
         assert {torch.float32, torch.float64} <= {*kinds}, "the networks were elsewhere"
         numbers = ours.select_dtypes("number").drop(columns="seconds", errors="ignore")
         assert len(ours) == len(was) and (numbers - was[numbers.columns]).abs().median().max() < 0.5, name
+
+
+def test_what_builds_on_a_result_takes_the_one_of_this_process(artifacts, monkeypatch):
+    monkeypatch.setenv("SEPNB_PRESET", "smoke")
+    asked = []
+    monkeypatch.setitem(EXPERIMENTS, "once", lambda preset: asked.append(preset) or pd.DataFrame(dict(x=[1])))
+    with pytest.raises(FileNotFoundError, match="no stored result 'once'"):
+        store.result("once", "smoke")
+    store.result("once")
+    frame, info = store.result("once", "smoke")
+    assert asked == ["smoke"] and frame.x.tolist() == [1] and info["preset"] == "smoke"

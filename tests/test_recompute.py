@@ -684,29 +684,31 @@ def test_spectralflow_samples(used, request, monkeypatch):
     agrees("spectralflow-samples", used, request)
 
 
+def shaken_again(name, f, on, monkeypatch): # experiment, its function, columns that tell rows apart -> DataFrame, what is stored as `.._was`
+    "Rows of two notes, computed again, beside those that are stored."
+    notes_here()
+    frame, _ = stored(name)
+    with monkeypatch.context() as quick:  # what is patched is part of the hash
+        quick.setitem(pitchbasis.SHAKEN, PRESET, 2)
+        ours = f(PRESET)
+    both = ours.merge(frame, on=on, suffixes=("", "_was"))
+    assert len(both) == len(ours)
+    return both
+
+
 @slow
 def test_spectralflow_noise(used, request, monkeypatch):
     "The first and the last note, at every level of noise."
-    notes_here()
-    frame, info = stored("spectralflow-noise")
-    with monkeypatch.context() as quick:
-        quick.setitem(pitchbasis.SHAKEN, PRESET, 2)
-        ours = pitchbasis.spectral_noise(PRESET)
-    both = ours.merge(frame, on=["kind", "sigma", "note"], suffixes=("", "_was"))
-    assert len(both) == len(ours) and np.allclose(both.off, both.off_was, rtol=0.01, atol=2e-3) and (both.heard == both.heard_was).mean() > 0.95
+    both = shaken_again("spectralflow-noise", pitchbasis.spectral_noise, ["kind", "sigma", "note"], monkeypatch)
+    assert np.allclose(both.off, both.off_was, rtol=0.01, atol=2e-3) and (both.heard == both.heard_was).mean() > 0.95
     agrees("spectralflow-noise", used, request)
 
 
 @slow
 def test_spectralflow_transfer(used, request, monkeypatch):
     "Eight pairs with every model."
-    notes_here()
-    frame, info = stored("spectralflow-transfer")
-    with monkeypatch.context() as quick:
-        quick.setitem(pitchbasis.SHAKEN, PRESET, 2)
-        ours = pitchbasis.spectral_transfer(PRESET)
-    both = ours.merge(frame, on=["kind", "one", "two"], suffixes=("", "_was"))
-    assert len(both) == len(ours) and all(np.allclose(both[k], both[f"{k}_was"], atol=0.05) for k in ("before", "after"))
+    both = shaken_again("spectralflow-transfer", pitchbasis.spectral_transfer, ["kind", "one", "two"], monkeypatch)
+    assert all(np.allclose(both[k], both[f"{k}_was"], atol=0.05) for k in ("before", "after"))
     assert all((both[k] == both[f"{k}_was"]).mean() > 0.95 for k in ("pitch", "real_pitch", "family", "real_family"))
     agrees("spectralflow-transfer", used, request)
 

@@ -67,7 +67,7 @@ def test_bad_input_is_a_sentence_and_writes_nothing(tmp_path, monkeypatch, capsy
     write_pcm(tmp_path / "good.wav", good, 16000)
     for name, out, options, message in (("silence.wav", "a", (), "silent"), ("text.wav", "a", (), "text.wav"), ("nan.wav", "a", (), "nan.wav"),
                                         ("loud.wav", "a", (), "expected at most 1"), ("none.wav", "a", (), "no audio file"), ("good.wav", "file", (), "expected a folder"),
-                                        ("good.wav", "a", ("--method", "magic"), "choose one of pursuit"), ("good.wav", "a", ("--priors", "jazz"), "choose one of ")):
+                                        ("good.wav", "a", ("--method", "magic"), "choose one of pursuit"), ("good.wav", "a", ("--priors", "jazz"), "choose one of musdb18, ")):
         code, said = run(monkeypatch, capsys, tmp_path / name, "--out", tmp_path / out, *options)
         assert code == 1 and message in said.err and "Traceback" not in said.err, (name, said.err)
         assert not list(tmp_path.glob("a/*")), f"{name} left something behind"

@@ -5,7 +5,7 @@ import torch
 
 from sepnb.audio import RATE, istft, stft
 from sepnb.spectral import HOP, WINDOW
-from sepnb.style import (PAIRS, Judge, bands_of, as_correlation, best_weight, check_pair, clip, correlation, descend, distances, envelopes, equalised, excitation,
+from sepnb.style import (PAIRS, Judge, as_correlation, bands_of, best_weight, check_pair, clip, correlation, descend, distances, envelopes, equalised, excitation,
                          features_gram, fitted, levelled, lost_periods, match_gram, match_patches, moved_filter, onset_track, pair_of, patch_features, pitch_track, random_layer, rises, spectrum_gram, texture, vocoded)
 
 
@@ -128,6 +128,10 @@ def test_pairs_are_whole_and_splits_share_no_clip():
 def test_the_best_weight_passes_most_then_is_nearest():
     rows = [dict(weight=w, passes=p, from_style=d) for w, p, d in ((1.0, True, 0.9), (10.0, True, 0.5), (100.0, False, 0.1))]
     assert best_weight(rows) == 10.0
+
+
+def test_a_clip_comes_back_from_its_transform(clips):
+    assert torch.allclose(istft(stft(clips[0], WINDOW, HOP), 9600, HOP), clips[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("n_fft", [512, 1024, 2048])
