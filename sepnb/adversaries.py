@@ -8,7 +8,7 @@ __all__ = ['DISCRIMINATORS', 'NUDGE', 'RECIPES_WAVEGAN', 'THEIRS', 'TRIALS', 'KE
            'misnamed', 'wavegan_loss', 'wavegan_told', 'load_wavegan', 'inception_score', 'steps_within', 'trial',
            'discriminators']
 
-# %% ../nbs/90_adversaries.ipynb #396f1ed3
+# %% ../nbs/90_adversaries.ipynb #382175eb
 import base64, math, time
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from .coverage import FAMILIES, OFF, PITCHES, SAMPLES, SOUNDS, Family, coverage, hear, items, parted
+from .coverage import FAMILIES, OFF, PITCHES, SAMPLES, SOUNDS, Family, coverage, hear, items, parted, told_of
 from .presets import trained
 from .quantize import mulaw_encode
 from .registry import preset_name
@@ -39,22 +39,23 @@ class Upsampled(nn.Module):
     def forward(self, h):
         return self.conv(h).unflatten(1, (-1, self.up)).transpose(2, 3).flatten(2)
 
-# %% ../nbs/90_adversaries.ipynb #82d150e8
+# %% ../nbs/90_adversaries.ipynb #6c45093c
 @dataclass(frozen=True)
 class WaveGANConfig:
-    "`told` is how many numbers say what to play, `judge` one of `DISCRIMINATORS`."
+    "`codes` are numbers beside the normal ones, class and pitch as two ones among zeros where it is `told`; `judge` is one of `DISCRIMINATORS`."
     latents: int = 64
     hidden: int = 96
     sinusoids: int = 144 # 0: the generator of WaveGAN
     starts: int = 8
     width: int = 32
-    told: int = 0
+    codes: int = 28
+    told: bool = False
     judge: str = "both"
     samples: int = SAMPLES
 
     @property
     def inputs(self): # of a generator
-        return self.latents + self.told
+        return self.latents + self.codes
 
 # %% ../nbs/90_adversaries.ipynb #dfc251a1
 def leaky(h):
@@ -165,20 +166,20 @@ class Spectra(nn.Module):
 DISCRIMINATORS = {"strided": ((Strided, 2.0),), "shuffled": ((lambda: Strided(shuffle=2), 2.0),), "dilated": ((Dilated, 2.0),), "copies": ((Copies, 2.0),),
                   "spectra": ((Spectra, 0.05),), "both": ((lambda: Spectra(60), 0.05), (lambda: Strided((12, 24, 32, 48)), 2.0))}
 
-# %% ../nbs/90_adversaries.ipynb #ed970eb7
+# %% ../nbs/90_adversaries.ipynb #3e6269bb
 class Judges(nn.Module):
-    "Clips (b, t) -> logits of being true (b, k), one of each discriminator; of classes and pitches (b, told)."
+    "Clips (b, t) -> logits of being true (b, k), one of each discriminator; of codes (b, codes)."
 
-    def __init__(self, bodies:list, told:int):
+    def __init__(self, bodies:list, codes:int):
         super().__init__()
         self.bodies, features = nn.ModuleList(bodies), [body(torch.zeros(1, SAMPLES)).shape[1] for body in bodies]
-        self.heads, self.names = nn.ModuleList(nn.Linear(n, 1) for n in features), nn.Linear(sum(features), told) if told else None
+        self.heads, self.names = nn.ModuleList(nn.Linear(n, 1) for n in features), nn.Linear(sum(features), codes)
 
     def forward(self, x, generator=None):
         h = [body(x, generator) for body in self.bodies]
-        return torch.cat([head(f) for head, f in zip(self.heads, h)], 1), self.names(torch.cat(h, 1)) if self.names else None
+        return torch.cat([head(f) for head, f in zip(self.heads, h)], 1), self.names(torch.cat(h, 1))
 
-# %% ../nbs/90_adversaries.ipynb #00218a11
+# %% ../nbs/90_adversaries.ipynb #6057c688
 class WaveGAN(Prior):
     "A generator of clips and the discriminator that it was trained against. Both are told what to play where `config.told` is not 0."
 
@@ -187,38 +188,42 @@ class WaveGAN(Prior):
         if config.judge not in DISCRIMINATORS:
             raise ValueError(f"unknown discriminator {config.judge!r}; choose one of {', '.join(DISCRIMINATORS)}")
         self.generator = Oscillating(config) if config.sinusoids else theirs(config)
-        self.judge = Judges([make() for make, _ in DISCRIMINATORS[config.judge]], config.told)
+        self.judge = Judges([make() for make, _ in DISCRIMINATORS[config.judge]], config.codes)
         self.register_buffer("penalty", torch.tensor([weight for _, weight in DISCRIMINATORS[config.judge]]), persistent=False)
 
-    def made(self, n:int, told=None, generator=None): # (n, told) or nothing -> (n, samples)
-        c, device = self.config, next(self.parameters()).device
-        told = torch.zeros(n, 0, device=device) if told is None else told
-        if told.shape[1] != c.told:
-            raise ValueError(f"this model is told {c.told} numbers a clip, got {told.shape[1]}")
-        z = torch.randn(n, c.latents, generator=generator, device=device)
-        return self.generator(torch.cat([z, c.latents**0.5 * told], 1)) # a one weighs as much as the normal numbers together
+    def drawn(self, n:int, generator=None): # -> codes (n, codes), evenly
+        kinds, device = self.config.codes - len(PITCHES), next(self.parameters()).device
+        return told_of(*(torch.randint(most, (n,), generator=generator, device=device) for most in (kinds, len(PITCHES))), kinds)
+
+    def made(self, codes, generator=None): # (n, codes) -> (n, samples)
+        n = self.config.latents
+        return self.generator(torch.cat([torch.randn(len(codes), n, generator=generator, device=codes.device), n**0.5 * codes], 1)) # a one weighs as much as the normal numbers together
 
     @torch.no_grad()
     def sample(self, n, t, generator=None, told=None): # -> (n, t)
-        "ValueError where t is more than it makes, or where it is not told what it was trained to be told."
-        if t > self.config.samples:
-            raise ValueError(f"this model makes clips of {self.config.samples} samples, got t={t}")
-        return self.made(n, told, generator)[:, :t]
+        "ValueError where t is more than it makes, or where what it is told does not fit what it was trained to be told."
+        c, have = self.config, "nothing" if told is None else f"{told.shape[1]} numbers"
+        if t > c.samples:
+            raise ValueError(f"this model makes clips of {c.samples} samples, got t={t}")
+        if have != (want := f"{c.codes} numbers" if c.told else "nothing"):
+            raise ValueError(f"this model is told {want} a clip, got {have}")
+        return self.made(told if c.told else self.drawn(n, generator), generator)[:, :t]
 
-# %% ../nbs/90_adversaries.ipynb #89d0d7a9
+# %% ../nbs/90_adversaries.ipynb #d01cea54
 NUDGE = 0.01 # standard deviation of the noise
 
 
-def misnamed(guess, told): # logits (b, told), what clips are (b, told) -> scalar, nats
+def misnamed(guess, codes): # logits (b, codes), what clips are (b, codes) -> scalar, nats
     "Cross-entropies of class and pitch."
-    parts = [told.shape[1] - len(PITCHES), len(PITCHES)]
-    return sum(F.cross_entropy(g, t) for g, t in zip(guess.split(parts, 1), told.split(parts, 1)))
+    parts = [codes.shape[1] - len(PITCHES), len(PITCHES)]
+    return sum(F.cross_entropy(g, c) for g, c in zip(guess.split(parts, 1), codes.split(parts, 1)))
 
 
 def wavegan_loss(model, x, generator=None): # clips (b, t), or with what they are behind them -> scalar
     "Losses of both players, each with the gradients of its own only."
     (x, told), n, few = parted(x, model.config.samples), len(x), -(-len(x) // 4)
-    y = model.made(n, told, generator)
+    codes = told if model.config.told else model.drawn(n, generator)
+    y = model.made(codes, generator)
     near = torch.cat([x[:few], y.detach()[:few]])
     near = near + NUDGE * torch.randn(near.shape, generator=generator, device=x.device)
     logits, named = model.judge(torch.cat([x, y.detach(), near]), generator)
@@ -226,10 +231,10 @@ def wavegan_loss(model, x, generator=None): # clips (b, t), or with what they ar
     slope = ((nudged - torch.cat([true[:few], made[:few]])) / NUDGE).square().mean(0) # (k,)
     held = {k: v.detach() for k, v in model.judge.named_parameters()}
     taken, taken_for = torch.func.functional_call(model.judge, held, (y, generator))
-    names = misnamed(named[:n], told) + misnamed(taken_for, told) if model.config.told else 0.0
+    names = misnamed(named[:n] if model.config.told else named[n : 2 * n], codes) + misnamed(taken_for, codes)
     return F.softplus(made - true).mean() + (model.penalty * slope).mean() + F.softplus(true.detach() - taken).mean() + names
 
-# %% ../nbs/90_adversaries.ipynb #5ef11835
+# %% ../nbs/90_adversaries.ipynb #c96ed8a2
 RECIPES_WAVEGAN = {"smoke": (WaveGANConfig(latents=8, hidden=16, starts=2, width=8), Recipe(steps=5, batch=4, frame=SAMPLES, lr=1e-3, ema=0.9)),
                    "laptop": (WaveGANConfig(), Recipe(steps=4400, batch=16, frame=SAMPLES, lr=2e-3, ema=0.995)),
                    "paper": (WaveGANConfig(latents=100, sinusoids=0, width=256, judge="shuffled"), Recipe(steps=200_000, batch=64, frame=SAMPLES, lr=1e-4, gamma=1.0, ema=0.999))}
@@ -238,7 +243,7 @@ RECIPES_WAVEGAN = {"smoke": (WaveGANConfig(latents=8, hidden=16, starts=2, width
 def wavegan_told(sounds:str, preset=None): # -> config and recipe of a model that is told class and pitch of such sounds
     config, recipe = RECIPES_WAVEGAN[preset_name(preset)]
     told = SOUNDS[sounds]("train").told.shape[1]
-    return replace(config, told=told), replace(recipe, frame=SAMPLES + told)  # what to play lies behind a clip
+    return replace(config, codes=told, told=True), replace(recipe, frame=SAMPLES + told)  # what to play lies behind a clip
 
 
 def load_wavegan(sounds:str="scale", preset=None, seed:int=0, told:bool=False): # -> WaveGAN, header of its weights

@@ -26,12 +26,14 @@ def test_each_player_has_its_own_gradient(judge):
     wavegan_loss(model, x, random()).backward()
     have = {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
     g = random()
-    y = model.made(4, None, g)
-    true, made = model.judge(x)[0], model.judge(y)[0]
-    mine = torch.autograd.grad(F.softplus(true.detach() - made).mean(), [*model.generator.parameters()], retain_graph=True)
+    codes = model.drawn(4, g)
+    y = model.made(codes, g)
+    true, (made, named) = model.judge(x)[0], model.judge(y)
+    mine = torch.autograd.grad(F.softplus(true.detach() - made).mean() + misnamed(named, codes), [*model.generator.parameters()], retain_graph=True)
     few = torch.cat([x[:1], y[:1]]).detach()
     slope = ((model.judge(few + NUDGE * torch.randn(few.shape, generator=g))[0] - model.judge(few)[0]) / NUDGE).square().mean(0)
-    others = torch.autograd.grad(F.softplus(model.judge(y.detach())[0] - true).mean() + (model.penalty * slope).mean(), [*model.judge.parameters()], allow_unused=True)
+    made, named = model.judge(y.detach())
+    others = torch.autograd.grad(F.softplus(made - true).mean() + (model.penalty * slope).mean() + misnamed(named, codes), [*model.judge.parameters()], allow_unused=True)
     for (name, p), want in zip([*model.generator.named_parameters(prefix="generator"), *model.judge.named_parameters(prefix="judge")], (*mine, *others)):
         if want is not None:
             assert (have[name] - want).abs().max() < 1e-4 + 0.02 * want.abs().max(), name
@@ -63,7 +65,7 @@ def test_upsampling_begins_without_tones_of_its_own():
 
 @pytest.mark.parametrize("make", [Oscillating, theirs])
 def test_what_is_told_is_heard(make):
-    config, told = replace(TINY, told=28), asked("scale", 2, random())
+    config, told = TINY, asked("scale", 2, random())
     net, z = make(config), torch.randn(1, config.inputs - 28, generator=random()).repeat(2, 1)
     y = net(torch.cat([z, told], 1))
     assert y.shape == (2, SAMPLES) and not y[0].allclose(y[1])
@@ -96,11 +98,18 @@ def test_a_told_model_trains_and_samples():
     assert rows.loss.notna().all() and all(not v.equal(before[k]) for k, v in model.generator.state_dict(prefix="generator.").items())
     told = asked("scale", 3, random())
     assert model.sample(3, 500, random(), told=told).equal(model.sample(3, SAMPLES, random(), told=told)[:, :500])
-    with pytest.raises(ValueError, match="told 28 numbers a clip, got 0"):
+    with pytest.raises(ValueError, match="told 28 numbers a clip, got nothing"):
         model.sample(3, 500)
 
 
+def test_codes_are_drawn_evenly():
+    codes = tiny().drawn(2400, random())
+    assert codes.sum(1).eq(2).all() and (codes[:, :4].mean(0) - 1 / 4).abs().max() < 0.04 and (codes[:, 4:].mean(0) - 1 / 24).abs().max() < 0.02
+
+
 def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="told nothing a clip, got 28 numbers"):
+        tiny().sample(1, 100, told=asked("scale", 1, random()))
     with pytest.raises(ValueError, match="clips of 2048 samples, got t=2049"):
         tiny().sample(1, 2049)
     with pytest.raises(ValueError, match="unknown discriminator 'x'; choose one of strided"):
