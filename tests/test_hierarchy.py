@@ -17,7 +17,7 @@ random = lambda k=0: torch.Generator().manual_seed(k)
 def tiny(**options):
     torch.manual_seed(0)
     prior = RQTransformerConfig(1, 3, 8, 2, 1, 8, 8, 0)
-    model = Codes(CodesConfig(**dict(dict(quarters=1, hidden=8, codes=3, size=4, wait=1, layers=2, width=4, skip=4, cond=4, parts=2, prior=prior), **options)))
+    model = Codes(CodesConfig(**dict(dict(hop=4, window=2, hidden=8, codes=3, size=4, wait=1, layers=2, width=4, skip=4, cond=4, prior=prior), **options)))
     model.autoencoder.book.codebook.copy_(torch.randn(model.config.codes, model.config.size))
     return model.eval().requires_grad_(False)
 
@@ -49,7 +49,7 @@ def test_masses_of_a_sample_add_up():
 
 @pytest.mark.parametrize("layers", [1, 3])
 def test_decoder_sees_what_it_says(layers):
-    model = tiny(layers=layers).autoencoder
+    model = tiny(layers=layers, width=8, skip=32).autoencoder
     field, t = model.wavenet.receptive_field, 24
     codes, c = torch.randint(3, (1, t // 4), generator=random()), torch.randint(256, (1, t), generator=random(1))
     local = model.steer(model.book.codebook[codes])
@@ -81,7 +81,7 @@ def test_samples_are_drawn_codes_decoded_and_follow_from_the_generator():
 def test_pieces_make_up_the_whole(layers):
     model, x = tiny(layers=layers).autoencoder, waves(4, 32)
     local = model.steer(model.book.codebook[model.encode(x)])
-    found = {round(piece_nll(model.wavenet, x, 8, random(k), local).item(), 5) for k in range(60)}
+    found = {round(piece_nll(model.wavenet, x, 8, random(k), local, None).item(), 5) for k in range(60)}
     assert len(found) == 4 and abs(sum(found) / 4 + model.log_prob_given(x, model.encode(x)).mean() / 32) < 1e-4
 
 
