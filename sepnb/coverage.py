@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SAMPLES', 'PITCHES', 'LEVELS', 'CLIPS', 'STARTS', 'EIGHTHS', 'SOUNDS', 'PER', 'LOWEST', 'HIGHEST', 'PARTIALS',
-           'FLOOR', 'OFF', 'BINS', 'PARAMETERS', 'CPU_MINUTES', 'FAMILIES', 'hertz', 'Clips', 'told_of', 'ToldClips',
-           'parted', 'scale_clips', 'note_clips', 'tune_of', 'to_bands', 'magnitudes', 'banded', 'profiles', 'Known',
-           'known', 'Heard', 'hear', 'histograms', 'variation', 'coverage', 'wanted_of', 'Family', 'items', 'asked']
+           'FLOOR', 'NEAR', 'OFF', 'BINS', 'PARAMETERS', 'CPU_MINUTES', 'FAMILIES', 'hertz', 'Clips', 'told_of',
+           'ToldClips', 'parted', 'scale_clips', 'note_clips', 'tune_of', 'to_bands', 'magnitudes', 'banded',
+           'profiles', 'Known', 'known', 'Heard', 'hear', 'histograms', 'variation', 'coverage', 'wanted_of', 'Family',
+           'items', 'asked']
 
 # %% ../nbs/86_coverage.ipynb #f5386d93
 import math
@@ -24,7 +25,7 @@ from .registry import Registry
 from .toy import SOURCES, waveform
 
 # %% ../nbs/86_coverage.ipynb #977ac8f3
-SAMPLES, PITCHES = 2048, tuple(range(48, 72)) # of a clip; MIDI numbers, two octaves from 131 to 494 Hz
+SAMPLES, PITCHES = 1024, tuple(range(72, 96)) # of a clip; MIDI numbers, two octaves from 523 to 1976 Hz
 LEVELS = (0.2, 0.9) # lowest and highest peak of a clip
 CLIPS = {"train": 8000, "valid": 1000, "test": 2000} # on the scale
 
@@ -115,7 +116,7 @@ def tune_of(waves, fade:int=160): # (n, t), samples -> (n t,)
     return (waves * (torch.minimum(t + 1, waves.shape[1] - t) / fade).clamp(0, 1)).flatten()
 
 # %% ../nbs/86_coverage.ipynb #94c2c1a9
-PER, LOWEST, HIGHEST = 3, 45, 123 # bands to a semitone; MIDI numbers
+PER, LOWEST, HIGHEST = 3, 69, 123 # bands to a semitone; MIDI numbers
 
 
 @lru_cache(maxsize=2)
@@ -137,7 +138,7 @@ def banded(M): # magnitudes (b, bins) -> (b, bands), of norm 1
     return bands / bands.norm(dim=1, keepdim=True).clamp_min(1e-6)
 
 # %% ../nbs/86_coverage.ipynb #946f4547
-PARTIALS, FLOOR = 16, 0.1 # whose levels count; relative to the strongest
+PARTIALS, FLOOR, NEAR = 16, 0.1, 0.02 # whose levels count; relative to the strongest; relative to a frequency, a third of a semitone
 
 
 def profiles(M, pitches): # magnitudes (b, t / 2 + 1), places in PITCHES (b,) -> (b, 2 PARTIALS), natural logarithm
@@ -145,7 +146,8 @@ def profiles(M, pitches): # magnitudes (b, t / 2 + 1), places in PITCHES (b,) ->
     M, top = M / M.amax(1, keepdim=True).clamp_min(1e-9), M.shape[1] - 1
     orders = torch.arange(2, 2 * PARTIALS + 2) / 2
     at = orders * hertz(torch.tensor(PITCHES).float())[pitches, None] / (RATE / 2) * top
-    near = torch.stack([M.gather(1, (at.round().long() + d).clamp(0, top)) for d in (-1, 0, 1)]).amax(0)
+    wide = (NEAR * at).clamp_min(1)
+    near = torch.stack([M.gather(1, (at + d * wide).round().long().clamp(0, top)) for d in torch.linspace(-1, 1, 13)]).amax(0)
     return (near * (at < top) + FLOOR).log()
 
 # %% ../nbs/86_coverage.ipynb #98f72b45

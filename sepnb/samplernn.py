@@ -103,10 +103,10 @@ class SampleRNN(Tiers):
     def memory(self): # -> numbers that a stream keeps from one sample to the next: the state, and the codes of a frame
         return self.config.width + self.config.frame
 
-# %% ../nbs/88_samplernn.ipynb #9004dc4d
-RECIPES_SAMPLERNN = {"smoke": (SampleRNNConfig(frame=16, width=16, up=8, embed=4, hidden=16), Recipe(steps=10, batch=4, frame=SAMPLES, lr=1e-2, clip=1.0)),
-                     "laptop": (SampleRNNConfig(), Recipe(steps=3300, batch=4, frame=SAMPLES, lr=1e-2, gamma=0.5, decays=5, clip=1.0, ema=0.99)),
-                     "paper": (SampleRNNConfig(width=1024, up=1024, embed=256, hidden=1024), Recipe(steps=150_000, batch=128, frame=SAMPLES, lr=1e-3, clip=1.0))}
+# %% ../nbs/88_samplernn.ipynb #4fdcd65e
+RECIPES_SAMPLERNN = {"smoke": (SampleRNNConfig(frame=16, width=16, up=8, embed=4, hidden=16), Recipe(steps=10, batch=4, frame=512, lr=1e-2, clip=1.0)),
+                     "laptop": (SampleRNNConfig(), Recipe(steps=8000, batch=4, frame=512, lr=1e-2, gamma=0.5, decays=5, clip=1.0, ema=0.99)),
+                     "paper": (SampleRNNConfig(width=1024, up=1024, embed=256, hidden=1024), Recipe(steps=150_000, batch=128, frame=512, lr=1e-3, clip=1.0))}
 
 
 def load_samplernn(sounds:str="scale", preset=None, seed:int=0, told:bool=False): # -> SampleRNN, header of its weights

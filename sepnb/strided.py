@@ -143,10 +143,10 @@ def multiplications(config:StridedConfig, t:int): # -> of attention, of everythi
     pairs = sum(seen(t, config.stride)) / 2 if config.stride else (t + 1) / 2
     return 2 * config.layers * config.width * pairs, 12 * config.layers * config.width**2 + config.width * config.classes
 
-# %% ../nbs/89_strided.ipynb #f1adbccb
+# %% ../nbs/89_strided.ipynb #b7b5efbf
 TINY = StridedConfig(width=16, heads=2, layers=2, stride=16)
 RECIPES_STRIDED = {"smoke": (TINY, Recipe(steps=6, batch=2, frame=SAMPLES, lr=4e-3, clip=1.0)),
-                   "laptop": (StridedConfig(), Recipe(steps=1500, batch=2, frame=SAMPLES, lr=4e-3, gamma=0.5, clip=1.0, ema=0.99)),
+                   "laptop": (StridedConfig(), Recipe(steps=2800, batch=1, frame=SAMPLES, lr=4e-3, gamma=0.5, clip=1.0, ema=0.99)),
                    "paper": (StridedConfig(width=512, heads=8, layers=48, stride=256), Recipe(steps=120_000, batch=32, frame=2**16, lr=3.5e-4, clip=1.0))}
 
 
