@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .coverage import FAMILIES, SAMPLES, Family, items
+from .coverage import FAMILIES, Family, items
+from .familiar import HISS
 from .generation import check_codes
 from .presets import trained
 from .quantize import mulaw_decode, mulaw_encode
 from .registry import preset_name
-from .training import Prior, Recipe, check_batch, nll
+from .training import Prior, Recipe, check_batch, noisy_nll
 from .wavenet import code_waves
 
 # %% ../nbs/88_samplernn.ipynb #f67ccf44
@@ -105,7 +106,7 @@ class SampleRNN(Tiers):
 
 # %% ../nbs/88_samplernn.ipynb #4fdcd65e
 RECIPES_SAMPLERNN = {"smoke": (SampleRNNConfig(frame=16, width=16, up=8, embed=4, hidden=16), Recipe(steps=10, batch=4, frame=512, lr=1e-2, clip=1.0)),
-                     "laptop": (SampleRNNConfig(), Recipe(steps=8000, batch=4, frame=512, lr=1e-2, gamma=0.5, decays=5, clip=1.0, ema=0.99)),
+                     "laptop": (SampleRNNConfig(), Recipe(steps=6000, batch=8, frame=512, lr=1e-2, gamma=0.5, decays=5, clip=1.0, ema=0.99)),
                      "paper": (SampleRNNConfig(width=1024, up=1024, embed=256, hidden=1024), Recipe(steps=150_000, batch=128, frame=512, lr=1e-3, clip=1.0))}
 
 
@@ -113,7 +114,7 @@ def load_samplernn(sounds:str="scale", preset=None, seed:int=0, told:bool=False)
     "At the landscape's budget; trained first where its weights are missing. ValueError where it is to be told something."
     if told:
         raise ValueError("this SampleRNN cannot be told what to play; leave told out")
-    return trained("samplernn", sounds, "all", SampleRNN, nll, lambda: items(sounds), *RECIPES_SAMPLERNN[preset_name(preset)], preset, seed)
+    return trained("samplernn", sounds, "all", SampleRNN, noisy_nll((HISS,)), lambda: items(sounds), *RECIPES_SAMPLERNN[preset_name(preset)], preset, seed)
 
 
 FAMILIES["samplernn"] = Family(load_samplernn, "likelihood", "mass")

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from .coverage import FAMILIES, SAMPLES, Family, items
+from .familiar import HISS
 from .generation import check_codes
 from .presets import trained
 from .quantize import mulaw_decode, mulaw_encode
 from .registry import preset_name
 from .rqtransformer import Block
-from .training import Prior, Recipe, check_batch, nll
+from .training import Prior, Recipe, check_batch, noisy_nll
 from .wavenet import code_waves
 
 # %% ../nbs/89_strided.ipynb #b115f31b
@@ -146,7 +147,7 @@ def multiplications(config:StridedConfig, t:int): # -> of attention, of everythi
 # %% ../nbs/89_strided.ipynb #b7b5efbf
 TINY = StridedConfig(width=16, heads=2, layers=2, stride=16)
 RECIPES_STRIDED = {"smoke": (TINY, Recipe(steps=6, batch=2, frame=SAMPLES, lr=4e-3, clip=1.0)),
-                   "laptop": (StridedConfig(), Recipe(steps=2800, batch=1, frame=SAMPLES, lr=4e-3, gamma=0.5, clip=1.0, ema=0.99)),
+                   "laptop": (StridedConfig(), Recipe(steps=2600, batch=2, frame=SAMPLES, lr=4e-3, gamma=0.5, clip=1.0, ema=0.99)),
                    "paper": (StridedConfig(width=512, heads=8, layers=48, stride=256), Recipe(steps=120_000, batch=32, frame=2**16, lr=3.5e-4, clip=1.0))}
 
 
@@ -154,7 +155,7 @@ def load_strided(sounds:str="scale", preset=None, seed:int=0, told:bool=False): 
     "At the landscape's budget; trained first where its weights are missing. ValueError where it is to be told something."
     if told:
         raise ValueError("this transformer cannot be told what to play; leave told out")
-    return trained("strided", sounds, "all", Strided, nll, lambda: items(sounds), *RECIPES_STRIDED[preset_name(preset)], preset, seed)
+    return trained("strided", sounds, "all", Strided, noisy_nll((HISS,)), lambda: items(sounds), *RECIPES_STRIDED[preset_name(preset)], preset, seed)
 
 
 FAMILIES["strided"] = Family(load_strided, "likelihood", "mass")
@@ -168,4 +169,4 @@ SHORT = {"smoke": (TINY, Recipe(steps=4, batch=2, frame=128, lr=4e-3, clip=1.0))
 def load_short(dense:bool, preset=None, seed:int=0): # -> Strided, header of its weights
     "On short pieces of the scale, sparse or dense; trained first where its weights are missing."
     config, recipe = SHORT[preset_name(preset)]
-    return trained("strided-short" + "-dense" * dense, "scale", "all", Strided, nll, lambda: items("scale"), replace(config, stride=0) if dense else config, recipe, preset, seed)
+    return trained("strided-short" + "-dense" * dense, "scale", "all", Strided, noisy_nll((HISS,)), lambda: items("scale"), replace(config, stride=0) if dense else config, recipe, preset, seed)
