@@ -45,7 +45,7 @@ class WaveGANConfig:
     "`codes` are numbers beside the normal ones, class and pitch as two ones among zeros where it is `told`; `judge` is one of `DISCRIMINATORS`."
     latents: int = 64
     hidden: int = 96
-    sinusoids: int = 144 # 0: the generator of WaveGAN
+    sinusoids: int = 272 # 0: the generator of WaveGAN
     starts: int = 8
     width: int = 32
     codes: int = 28
@@ -63,7 +63,7 @@ def leaky(h):
 
 
 class Oscillating(nn.Module):
-    "Latents (b, inputs) -> clips (b, samples), by convolutions that begin with sinusoids at a quarter of the rate."
+    "Latents (b, inputs) -> clips (b, samples), by convolutions that begin with sinusoids at half the rate."
 
     def __init__(self, c):
         super().__init__()
@@ -72,11 +72,11 @@ class Oscillating(nn.Module):
         self.which, self.wave = nn.Linear(n, c.sinusoids), nn.Linear(n, 2 * c.starts)
         for part in (self.read[0], self.read[2], self.which, self.wave):
             nn.init.kaiming_normal_(part.weight)
-        angle = math.pi * torch.arange(1, c.sinusoids + 1)[:, None] * (torch.arange(c.samples // 4) + 0.5) / (c.samples // 4)
+        angle = math.pi * torch.arange(1, c.sinusoids + 1)[:, None] * (torch.arange(c.samples // 2) + 0.5) / (c.samples // 2)
         self.register_buffer("bank", torch.cat([angle.cos(), angle.sin()], 1), persistent=False)
         self.convs = nn.ModuleList(nn.Conv1d(k, c.width, 7, padding=3) for k in (c.starts, c.width))
         self.heard = nn.ModuleList(nn.Linear(n, 2 * c.width) for _ in self.convs)
-        self.out = Upsampled(c.width, 1, 4)
+        self.out = Upsampled(c.width, 1, 2)
 
     def forward(self, z):
         w = self.read(z)
@@ -87,7 +87,7 @@ class Oscillating(nn.Module):
         return self.out(h)[:, 0]
 
 # %% ../nbs/90_adversaries.ipynb #46485805
-def theirs(c): # config -> the generator of WaveGAN, from 8 positions
+def theirs(c): # config -> the generator of WaveGAN, from 4 positions
     widths = [2 * c.width, 3 * c.width // 2, c.width, c.width // 2, 1]
     layers = [layer for a, b in zip(widths, widths[1:]) for layer in (nn.ReLU(), Upsampled(a, b, 4))]
     return nn.Sequential(nn.Linear(c.inputs, widths[0] * (c.samples // 256)), nn.Unflatten(1, (widths[0], -1)), *layers, nn.Flatten(), nn.Tanh())
@@ -149,7 +149,7 @@ class Copies(nn.Module):
 class Spectra(nn.Module):
     "Clips (b, t) -> features of magnitudes in windows of several sizes."
 
-    def __init__(self, width:int=80, sizes=(2048, 512, 128)):
+    def __init__(self, width:int=80, sizes=(1024, 256, 64)):
         super().__init__()
         self.sizes = sizes
         self.nets = nn.ModuleList(nn.Sequential(nn.Linear(n // 2 + 1, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2)) for n in sizes)
@@ -158,7 +158,7 @@ class Spectra(nn.Module):
         out = []
         for n, net in zip(self.sizes, self.nets):
             M = torch.view_as_real(torch.fft.rfft(x.unfold(1, n, n // 2) * torch.hann_window(n, device=x.device))).square().sum(-1)
-            out.append(net((M + 0.1 * n / 2048).log() / 2).mean(1))  # a floor, below which it need not listen
+            out.append(net((M + 0.1 * n / 1024).log() / 2).mean(1))  # a floor, below which it need not listen
         return torch.cat(out, 1)
 
 
@@ -236,7 +236,7 @@ def wavegan_loss(model, x, generator=None): # clips (b, t), or with what they ar
 
 # %% ../nbs/90_adversaries.ipynb #c96ed8a2
 RECIPES_WAVEGAN = {"smoke": (WaveGANConfig(latents=8, hidden=16, starts=2, width=8), Recipe(steps=5, batch=4, frame=SAMPLES, lr=1e-3, ema=0.9)),
-                   "laptop": (WaveGANConfig(), Recipe(steps=4400, batch=16, frame=SAMPLES, lr=2e-3, ema=0.995)),
+                   "laptop": (WaveGANConfig(), Recipe(steps=5000, batch=16, frame=SAMPLES, lr=2e-3, ema=0.995)),
                    "paper": (WaveGANConfig(latents=100, sinusoids=0, width=256, judge="shuffled"), Recipe(steps=200_000, batch=64, frame=SAMPLES, lr=1e-4, gamma=1.0, ema=0.999))}
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .coverage import FAMILIES, Family, items
+from .coverage import FAMILIES, SAMPLES, Family, items
 from .presets import trained
 from .quantize import mulaw_encode
 from .registry import preset_name
@@ -161,12 +161,12 @@ def codes_loss(model, x, generator=None): # -> scalar, nats a code
 # %% ../nbs/93_hierarchy.ipynb #ae7d2e94
 SMOKE = CodesConfig(hidden=8, codes=8, size=4, wait=2, layers=3, width=8, skip=8, cond=8, prior=RQTransformerConfig(1, 8, 16, 2, 1, 64, 16, 0))
 PAPER = CodesConfig((4, 4, 4), hidden=256, codes=512, size=64, wait=1000, layers=10, width=256, skip=256, cond=128, prior=RQTransformerConfig(1, 512, 512, 8, 12, 512, 512, 0))
-RECIPES_AUTOENCODER = {"smoke": (SMOKE, Recipe(steps=6, batch=4, frame=2048, lr=3e-3)),
-                       "laptop": (CodesConfig(), Recipe(steps=2800, batch=12, frame=2048, lr=6e-3, gamma=0.5, clip=1.0)),
-                       "paper": (PAPER, Recipe(steps=500_000, batch=32, frame=2048, lr=2e-4, clip=1.0, ema=0.999))}
-RECIPES_CODES = {"smoke": (SMOKE, Recipe(steps=6, batch=4, frame=2048, lr=3e-3)),
-                 "laptop": (CodesConfig(), Recipe(steps=3000, batch=16, frame=2048, lr=4e-3, gamma=0.5, clip=1.0)),
-                 "paper": (PAPER, Recipe(steps=200_000, batch=64, frame=2048, lr=3e-4, clip=1.0, ema=0.999))}
+RECIPES_AUTOENCODER = {"smoke": (SMOKE, Recipe(steps=6, batch=4, frame=SAMPLES, lr=3e-3)),
+                       "laptop": (CodesConfig(), Recipe(steps=3600, batch=12, frame=SAMPLES, lr=6e-3, gamma=0.5, clip=1.0)),
+                       "paper": (PAPER, Recipe(steps=500_000, batch=32, frame=SAMPLES, lr=2e-4, clip=1.0, ema=0.999))}
+RECIPES_CODES = {"smoke": (SMOKE, Recipe(steps=6, batch=4, frame=SAMPLES, lr=3e-3)),
+                 "laptop": (CodesConfig(), Recipe(steps=4000, batch=16, frame=SAMPLES, lr=4e-3, gamma=0.5, clip=1.0)),
+                 "paper": (PAPER, Recipe(steps=200_000, batch=64, frame=SAMPLES, lr=3e-4, clip=1.0, ema=0.999))}
 
 
 def load_autoencoder(sounds="scale", preset=None, seed:int=0): # -> CodeAutoencoder, header of its weights

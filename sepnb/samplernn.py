@@ -106,7 +106,7 @@ class SampleRNN(Tiers):
 
 # %% ../nbs/88_samplernn.ipynb #4fdcd65e
 RECIPES_SAMPLERNN = {"smoke": (SampleRNNConfig(frame=16, width=16, up=8, embed=4, hidden=16), Recipe(steps=10, batch=4, frame=512, lr=1e-2, clip=1.0)),
-                     "laptop": (SampleRNNConfig(), Recipe(steps=6000, batch=8, frame=512, lr=1e-2, gamma=0.5, decays=5, clip=1.0, ema=0.99)),
+                     "laptop": (SampleRNNConfig(), Recipe(steps=9000, batch=8, frame=512, lr=1e-2, gamma=0.5, decays=5, clip=1.0, ema=0.99)),
                      "paper": (SampleRNNConfig(width=1024, up=1024, embed=256, hidden=1024), Recipe(steps=150_000, batch=128, frame=512, lr=1e-3, clip=1.0))}
 
 

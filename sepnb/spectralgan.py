@@ -26,25 +26,25 @@ from .store import experiment
 from .training import Prior, Recipe, check_batch, fit
 
 # %% ../nbs/91_spectralgan.ipynb #759cdd14
-WINDOW, HOP, BINS = 512, 128, 256 # samples, samples, frequencies
+WINDOW, HOP, BINS = 256, 64, 128 # samples, samples, frequencies
 MARGIN = (WINDOW - HOP) // 2 # samples of silence before and after
 
 
-def spectrum(x): # (b, t) -> (b, 256, t / 128), complex; 1 for a sine of amplitude 1
-    "Short-time spectra. ValueError where t is no multiple of 128."
+def spectrum(x): # (b, t) -> (b, 128, t / 64), complex; 1 for a sine of amplitude 1
+    "Short-time spectra. ValueError where t is no multiple of 64."
     check_batch(x, HOP)
     X = torch.stft(F.pad(x, (MARGIN, MARGIN)), WINDOW, HOP, window=torch.hann_window(WINDOW, device=x.device), center=False, return_complex=True)
     return X[:, :BINS] * _signs(x) * 4 / WINDOW
 
 
-def _signs(x): # -> (256, 1): what half a window does to the phase of every bin
+def _signs(x): # -> (128, 1): what half a window does to the phase of every bin
     return torch.tensor([1.0, -1.0], device=x.device).repeat(BINS // 2)[:, None]
 
 # %% ../nbs/91_spectralgan.ipynb #809e30ad
-def sound(X): # (b, 256, frames), complex -> (b, 128 frames)
+def sound(X): # (b, 128, frames), complex -> (b, 64 frames)
     "The waveform whose short-time spectra are nearest to these: windowed, added up, and divided by the windows."
     w = torch.hann_window(WINDOW, device=X.device)[:, None]
-    frames = torch.fft.irfft(F.pad(X * _signs(X.real) * WINDOW / 4, (0, 0, 0, 1)), dim=1) * w  # (b, 512, frames)
+    frames = torch.fft.irfft(F.pad(X * _signs(X.real) * WINDOW / 4, (0, 0, 0, 1)), dim=1) * w  # (b, 256, frames)
     add = lambda f: F.fold(f, (1, HOP * X.shape[2] + 2 * MARGIN), (1, WINDOW), stride=(1, HOP))[:, 0, 0, MARGIN:-MARGIN]
     return add(frames) / add(w.square().expand(1, -1, X.shape[2]))
 
@@ -56,13 +56,13 @@ def wrapped(angle): # radians -> radians from -pi to pi
     return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
 
 
-def to_phase(x): # (b, t) -> (b, 2, 256, t / 128)
+def to_phase(x): # (b, t) -> (b, 2, 128, t / 64)
     "Log-magnitudes and phases, both from -1 to about 1."
     X = spectrum(x)
     return torch.stack([1 - 2 * (X.abs() + FLOOR).log() / math.log(FLOOR), X.angle() / math.pi], 1)
 
 
-def from_phase(image, t:int): # (b, 2, 256, frames), samples -> (b, t)
+def from_phase(image, t:int): # (b, 2, 128, frames), samples -> (b, t)
     "The sound of such an image. ValueError where it is shorter than t."
     if t > HOP * image.shape[-1]:
         raise ValueError(f"{image.shape[-1]} frames are {HOP * image.shape[-1]} samples, got t = {t}")
@@ -70,13 +70,13 @@ def from_phase(image, t:int): # (b, 2, 256, frames), samples -> (b, t)
     return sound(torch.polar(level.clamp_min(0), math.pi * image[:, 1]))[:, :t]
 
 # %% ../nbs/91_spectralgan.ipynb #c0d6ca5b
-def to_if(x): # (b, t) -> (b, 2, 256, t / 128)
+def to_if(x): # (b, t) -> (b, 2, 128, t / 64)
     "Log-magnitudes and instantaneous frequencies, both from -1 to about 1; the first frame of the latter is the phase."
     level, phase = (image := to_phase(x))[:, 0], image[:, 1]
     return torch.stack([level, wrapped(math.pi * phase.diff(dim=-1, prepend=torch.zeros_like(phase[..., :1]))) / math.pi], 1)
 
 
-def from_if(image, t:int): # (b, 2, 256, frames), samples -> (b, t)
+def from_if(image, t:int): # (b, 2, 128, frames), samples -> (b, t)
     "The sound of such an image: its frequencies add up to phases."
     return from_phase(torch.stack([image[:, 0], image[:, 1].cumsum(-1)], 1), t)
 
@@ -94,7 +94,7 @@ class PixelNorm(nn.Module):
 
 
 class Generator(nn.Module):
-    "Latents (b, d) -> images (b, 2, 256, frames)."
+    "Latents (b, d) -> images (b, 2, 128, frames)."
 
     def __init__(self, given:int, width:int, frames:int): # numbers that it starts from, channels, frames
         super().__init__()
@@ -103,18 +103,18 @@ class Generator(nn.Module):
                                  nn.Conv1d(width, math.prod(self.shape), 3, padding=1))
 
     def forward(self, z):
-        level, sine, cosine = self.net(z).unflatten(1, self.shape).permute(1, 0, 4, 2, 3).flatten(2, 3)  # (3, b, 32 patches, 8 bins, frames)
+        level, sine, cosine = self.net(z).unflatten(1, self.shape).permute(1, 0, 4, 2, 3).flatten(2, 3)  # (3, b, 16 patches, 8 bins, frames)
         return torch.stack([level, torch.atan2(sine, cosine) / math.pi], 1)
 
 # %% ../nbs/91_spectralgan.ipynb #c9814291
-def seen(image): # (b, 2, 256, frames) -> (b, 3, 256, frames)
+def seen(image): # (b, 2, 128, frames) -> (b, 3, 128, frames)
     "Log-magnitude, and the angle as a point of a circle whose radius is 1 at amplitude 1, 0 from 60 dB below."
     radius, angle = ((image[:, 0] + 1) / 2).clamp(0, 1), math.pi * image[:, 1]
     return torch.stack([image[:, 0], radius * angle.cos(), radius * angle.sin()], 1)
 
 # %% ../nbs/91_spectralgan.ipynb #4c2d6d94
 class Discriminator(nn.Module):
-    "Images (b, 2, 256, frames) -> logits of being true (b,), and logits of what is told (b, told)."
+    "Images (b, 2, 128, frames) -> logits of being true (b,), and logits of what is told (b, told)."
 
     def __init__(self, told:int, width:int, frames:int): # classes + pitches, channels, frames
         super().__init__()
@@ -123,7 +123,7 @@ class Discriminator(nn.Module):
         self.whole = nn.Sequential(act, nn.Linear(places * width + 1, 128), act, nn.Linear(128, 128), act, nn.Linear(128, 1 + told))
 
     def forward(self, image):
-        patches = seen(image).unflatten(2, (-1, PATCH)).permute(2, 0, 1, 3, 4).flatten(2)  # (32, b, 3 * 8 * frames)
+        patches = seen(image).unflatten(2, (-1, PATCH)).permute(2, 0, 1, 3, 4).flatten(2)  # (16, b, 3 * 8 * frames)
         h = torch.baddbmm(self.bias, patches, self.weight).transpose(0, 1).flatten(1)
         out = self.whole(torch.cat([h, 4 * h.std(0).mean().expand(len(h), 1)], 1))
         return out[:, 0], out[:, 1:]
@@ -136,7 +136,7 @@ class SpectralGANConfig:
     target: str = "if"
     told: int = 0
     latents: int = 16
-    width: int = 64   # channels of the generator
+    width: int = 96   # channels of the generator
     judge: int = 48   # channels of the discriminator
     penalty: float = 3.0
     naming: float = 4.0 # weight of the second task
@@ -151,7 +151,7 @@ class SpectralGAN(Prior):
         self.generator = Generator(config.latents + config.told, config.width, frames)
         self.discriminator = Discriminator(config.told, config.judge, frames)
 
-    def draw(self, n, generator=None, told=None): # -> images (n, 2, 256, frames)
+    def draw(self, n, generator=None, told=None): # -> images (n, 2, 128, frames)
         c = self.config
         if (told is None) == bool(c.told) or told is not None and told.shape != (n, c.told):
             raise ValueError(f"this model is {'told' if c.told else 'not told'} what to play, told must be {(n, c.told) if c.told else None}, got {told if told is None else tuple(told.shape)}")
@@ -185,7 +185,7 @@ def spectralgan_loss(model, rows, generator=None): # rows: clips (b, t), or with
 
 # %% ../nbs/91_spectralgan.ipynb #259b64b3
 RECIPES_SPECTRALGAN = {"smoke": (SpectralGANConfig(latents=8, width=8, judge=8), Recipe(steps=10, batch=8, frame=SAMPLES, lr=1e-3, ema=0.9)),
-                       "laptop": (SpectralGANConfig(), Recipe(steps=8000, batch=16, frame=SAMPLES, lr=1e-3, decays=3, ema=0.995)),
+                       "laptop": (SpectralGANConfig(), Recipe(steps=12_000, batch=16, frame=SAMPLES, lr=1e-3, decays=3, ema=0.995)),
                        "paper": (SpectralGANConfig(latents=256, width=256, judge=256, naming=10.0), Recipe(steps=625_000, batch=8, frame=SAMPLES, lr=8e-4, decays=0, ema=0.999))}
 
 
@@ -205,7 +205,7 @@ FAMILIES["spectral-gan"] = Family(load_spectralgan, "adversarial", "", told=True
 
 # %% ../nbs/91_spectralgan.ipynb #a521d0ef
 @lru_cache(maxsize=4)
-def cells_of(sounds, k:int=50, rounds:int=10): # -> centres (k, 256 frames), how many other true clips are in each (k,)
+def cells_of(sounds, k:int=50, rounds:int=10): # -> centres (k, 128 frames), how many other true clips are in each (k,)
     "Log-magnitudes of true clips in k clusters, by Lloyd's algorithm."
     clips = SOUNDS[sounds]("train").waves
     logs, others = _logs(clips[: (half := min(2000, len(clips) // 2))]), _logs(clips[half : half + 4000])
@@ -216,7 +216,7 @@ def cells_of(sounds, k:int=50, rounds:int=10): # -> centres (k, 256 frames), how
     return centres, torch.bincount(torch.cdist(others, centres).argmin(1), minlength=k)
 
 
-def _logs(x): # (b, t) -> (b, 256 frames)
+def _logs(x): # (b, t) -> (b, 128 frames)
     return (spectrum(x).abs() + FLOOR).log().flatten(1)
 
 

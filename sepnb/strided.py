@@ -147,7 +147,7 @@ def multiplications(config:StridedConfig, t:int): # -> of attention, of everythi
 # %% ../nbs/89_strided.ipynb #b7b5efbf
 TINY = StridedConfig(width=16, heads=2, layers=2, stride=16)
 RECIPES_STRIDED = {"smoke": (TINY, Recipe(steps=6, batch=2, frame=SAMPLES, lr=4e-3, clip=1.0)),
-                   "laptop": (StridedConfig(), Recipe(steps=2600, batch=2, frame=SAMPLES, lr=4e-3, gamma=0.5, clip=1.0, ema=0.99)),
+                   "laptop": (StridedConfig(), Recipe(steps=3400, batch=2, frame=SAMPLES, lr=4e-3, gamma=0.5, clip=1.0, ema=0.99)),
                    "paper": (StridedConfig(width=512, heads=8, layers=48, stride=256), Recipe(steps=120_000, batch=32, frame=2**16, lr=3.5e-4, clip=1.0))}
 
 

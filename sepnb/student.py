@@ -27,7 +27,7 @@ from .training import Prior, Recipe, check_batch
 @dataclass(frozen=True)
 class TeacherConfig:
     "`layers` dilations 1, 2, 4 ..; channels; numbers that it is told."
-    layers: int = 10
+    layers: int = 8
     width: int = 32
     skip: int = 64
     told: int = 0
@@ -147,10 +147,10 @@ def teacher_loss(model, x, generator=None): # clips or rows of `ToldClips` -> sc
 
 # %% ../nbs/94_student.ipynb #07c753b9
 TEACHERS = {"smoke": (TeacherConfig(4, 8, 8), Recipe(steps=8, batch=4, lr=5e-3, clip=1.0)),
-            "laptop": (TeacherConfig(), Recipe(steps=850, batch=4, lr=4e-3, gamma=0.5, clip=1.0, ema=0.99)),
+            "laptop": (TeacherConfig(), Recipe(steps=4800, batch=4, lr=4e-3, gamma=0.5, clip=1.0, ema=0.99)),
             "paper": (TeacherConfig(20, 128, 128), Recipe(steps=500_000, batch=8, lr=1e-3, gamma=0.5, clip=1.0))}
 STUDENTS = {"smoke": (StudentConfig(2, 4, 8, 8), Recipe(steps=8, batch=4, lr=2e-3, clip=1.0)),
-            "laptop": (StudentConfig(), Recipe(steps=450, batch=4, lr=2e-3, gamma=0.5, clip=1.0, ema=0.98)),
+            "laptop": (StudentConfig(), Recipe(steps=1700, batch=4, lr=2e-3, gamma=0.5, clip=1.0, ema=0.98)),
             "paper": (StudentConfig(6, 10, 64, 64), Recipe(steps=500_000, batch=8, lr=1e-3, gamma=0.5, clip=1.0))}
 
 
