@@ -36,19 +36,19 @@ def from_codes(v): # (b, t), codes from -1 to 1 -> (b, t)
     return mulaw_decode(((v.clamp(-1, 1) + 1) * 127.5).round().long())
 
 
-def from_magnitudes(v): # (b, 512 * 9) -> (b, t)
+def from_magnitudes(v): # (b, 512 * frames) -> (b, t)
     return torch.stack([with_phases(M, SAMPLES, ITERATIONS, 0.99) for M in from_logs(v.clamp_max(3.0).unflatten(1, (512, -1)))])
 
 
-def complex_parts(x): # (b, t) -> (b, 2 * 257 * 9)
+def complex_parts(x): # (b, t) -> (b, 2 * 257 * frames)
     return torch.view_as_real(stft(x, SHORT, SHORT // 2)).flatten(1)
 
 
-def from_parts(v): # (b, 2 * 257 * 9) -> (b, t)
+def from_parts(v): # (b, 2 * 257 * frames) -> (b, t)
     return istft(torch.view_as_complex(v.unflatten(1, (SHORT // 2 + 1, -1, 2)).contiguous()), SAMPLES, SHORT // 2)
 
 # %% ../nbs/96_representation.ipynb #4578c7ee
-PARTIALS, LEAST = 60, 0.97 # of a sound; of the most that any pitch holds
+PARTIALS, LEAST = 15, 0.97 # of a sound; of the most that any pitch holds
 
 
 def found_pitch(x): # (b, t) -> (b,) Hz
@@ -75,7 +75,7 @@ def sines(f, t:int): # Hz (b,), samples -> (b, t, PARTIALS), complex; 0 beyond h
     return first[..., None].expand(-1, -1, PARTIALS).cumprod(-1) * (f[:, None, None] * torch.arange(1, PARTIALS + 1) < RATE / 2)
 
 
-def dsp_parameters(x): # (b, t) -> (b, 4 + 2 PARTIALS): octaves above middle C, log-level, phase (cosine, sine), partials (real, imaginary)
+def dsp_parameters(x): # (b, t) -> (b, 4 + 2 PARTIALS): octaves above the lowest pitch, log-level, phase (cosine, sine), partials (real, imaginary)
     if len(x) > 100:
         return torch.cat([dsp_parameters(part) for part in x.split(100)])
     f = found_pitch(x)
@@ -85,14 +85,14 @@ def dsp_parameters(x): # (b, t) -> (b, 4 + 2 PARTIALS): octaves above middle C, 
     c = torch.complex(*a.chunk(2, 1))
     level, turn = c.abs().square().sum(1, keepdim=True).sqrt().clamp_min(1e-6), torch.sgn(c[:, :1])
     r = c / level * turn.conj() ** torch.arange(1, PARTIALS + 1)
-    return torch.cat([(f / hertz(60)).log2()[:, None], level.log(), turn.real, turn.imag, r.real, r.imag], 1).float()
+    return torch.cat([(f / hertz(PITCHES[0])).log2()[:, None], level.log(), turn.real, turn.imag, r.real, r.imag], 1).float()
 
 
 def from_dsp(v): # (b, 4 + 2 PARTIALS) -> (b, t)
     v = v.double()
     turn, r = torch.sgn(torch.complex(v[:, 2:3], v[:, 3:4])), torch.complex(*v[:, 4:].chunk(2, 1))
     c = v[:, 1:2].clamp_max(1.0).exp() * r * turn ** torch.arange(1, PARTIALS + 1)
-    f = hertz(60) * 2 ** v[:, 0].clamp(-2, 2)
+    f = hertz(PITCHES[0]) * 2 ** v[:, 0].clamp(-1, 3)
     return torch.cat([(sines(f[i], SAMPLES) @ c[i, :, None])[..., 0].real for i in torch.arange(len(v)).split(100)]).float()
 
 # %% ../nbs/96_representation.ipynb #deba5d49

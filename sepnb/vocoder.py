@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MEL_WINDOW', 'MEL_HOP', 'MEL_BANDS', 'QUIET', 'MATCHING', 'LOSS_WINDOWS', 'VOCODERS', 'TRAINED', 'JUDGED_STEPS',
-           'VOCODED', 'ONCE', 'MELGAN_MOS', 'spectrum', 'log_mels', 'from_mels', 'by_griffin_lim', 'VocoderConfig',
-           'conv', 'Stack', 'oscillators', 'bands_of_partials', 'Source', 'Generator', 'Judges', 'adversarial_loss',
-           'within', 'stft_loss', 'Vocoder', 'vocoder_loss', 'load_vocoder', 'nearness', 'some_of', 'timed',
-           'landscape_vocoder', 'gap_closed', 'vocoder_verdicts']
+           'VOCODED', 'MELGAN_MOS', 'spectrum', 'log_mels', 'from_mels', 'by_griffin_lim', 'VocoderConfig', 'conv',
+           'Stack', 'oscillators', 'bands_of_partials', 'Source', 'Generator', 'Judges', 'adversarial_loss', 'within',
+           'stft_loss', 'Vocoder', 'vocoder_loss', 'load_vocoder', 'nearness', 'some_of', 'timed', 'landscape_vocoder',
+           'gap_closed', 'vocoder_verdicts']
 
 # %% ../nbs/92_vocoder.ipynb #5c3ce00f
 import math, time
@@ -33,18 +33,18 @@ from .store import experiment
 from .training import Prior, Recipe
 
 # %% ../nbs/92_vocoder.ipynb #ac3e2c7c
-MEL_WINDOW, MEL_HOP, MEL_BANDS, QUIET = 1024, 128, 80, 1e-5 # samples, samples, bands; added to a band before its logarithm is taken
+MEL_WINDOW, MEL_HOP, MEL_BANDS, QUIET = 512, 64, 64, 1e-5 # samples, samples, bands; added to a band before its logarithm is taken
 
 
-def spectrum(x): # (b, t) -> (b, 513, frames), magnitudes
+def spectrum(x): # (b, t) -> (b, 257, frames), magnitudes
     return stft(x, MEL_WINDOW, MEL_HOP).abs() * 4 / MEL_WINDOW
 
 
-def log_mels(x): # (b, t) -> (b, 80, t / 128 + 1), natural logarithm
+def log_mels(x): # (b, t) -> (b, 64, t / 64 + 1), natural logarithm
     return (mel_filters(MEL_WINDOW, bins=MEL_BANDS).T @ spectrum(x) + QUIET).log()
 
 # %% ../nbs/92_vocoder.ipynb #82910135
-def from_mels(L, steps:int=300): # (..., 80, frames) -> (..., 513, frames), magnitudes
+def from_mels(L, steps:int=300): # (..., 64, frames) -> (..., 257, frames), magnitudes
     "Nonnegative magnitudes with these mel bands, as nearly as they can be found."
     filters, bands = mel_filters(MEL_WINDOW, bins=MEL_BANDS), (L.exp() - QUIET).clamp_min(0)
     M = up = filters @ bands
@@ -53,7 +53,7 @@ def from_mels(L, steps:int=300): # (..., 80, frames) -> (..., 513, frames), magn
     return M
 
 
-def by_griffin_lim(L, iterations:int, seed:int=0): # (b, 80, frames) -> (b, t)
+def by_griffin_lim(L, iterations:int, seed:int=0): # (b, 64, frames) -> (b, t)
     "Waveforms with about these mel bands; the seed is that of the phases that it starts with."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -65,8 +65,8 @@ def by_griffin_lim(L, iterations:int, seed:int=0): # (b, 80, frames) -> (b, t)
 class VocoderConfig:
     "Widths of the generator, by how much it upsamples after each of them (together a hop); partials of its source, 0 for none; width of a judge, and how many there are."
     widths: tuple = (80, 40, 24)
-    strides: tuple = (8, 4, 4)
-    partials: int = 32
+    strides: tuple = (4, 4, 4)
+    partials: int = 16
     width: int = 8
     judges: int = 3
 
@@ -95,7 +95,7 @@ def oscillators(t:int, partials:int, step:int): # samples -> (pitches, partials 
     return waves.float().unflatten(-1, (-1, step)).transpose(2, 3).flatten(1, 2).contiguous()
 
 
-def bands_of_partials(partials:int): # -> (pitches, partials, 80), weights that sum to 1, or 0 beyond half the rate
+def bands_of_partials(partials:int): # -> (pitches, partials, 64), weights that sum to 1, or 0 beyond half the rate
     "Which mel bands tell how loud a partial of a pitch is."
     filters, f = mel_filters(MEL_WINDOW, bins=MEL_BANDS), hertz(torch.tensor(PITCHES).double())[:, None] * torch.arange(1, partials + 1)
     at = (f / RATE * MEL_WINDOW).round().long().clamp_max(MEL_WINDOW // 2)
@@ -112,7 +112,7 @@ class Source(nn.Module):
         self.enter, self.gate = conv(partials * step, width, 1), conv(width, width, 1)
         self.register_buffer("bands", bands_of_partials(partials), persistent=False)
 
-    def forward(self, h, L, frames, pitch=None): # (b, width, steps), (b, 80, frames), (b, channels, frames), the pitch as a one among zeros (b, pitches) -> like h, logits (b, pitches, frames)
+    def forward(self, h, L, frames, pitch=None): # (b, width, steps), (b, 64, frames), (b, channels, frames), the pitch as a one among zeros (b, pitches) -> like h, logits (b, pitches, frames)
         logits = self.pitch(frames)
         which = logits.softmax(1) if pitch is None else pitch[..., None].expand_as(logits)
         level = (torch.einsum("bpt,pkm,bmt->bkt", which, self.bands, L) + self.level(frames)).clamp(-10, 2).exp()
@@ -134,7 +134,7 @@ class Generator(nn.Module):
         self.source = Source(w[0], w[-1], config.partials, config.strides[-1]) if config.partials else None
         self.last = rise(w[-1], 1, config.strides[-1], 4)
 
-    def forward(self, L, pitch=None): # (b, 80, frames), (b, pitches) or None -> (b, (frames - 1) 128), logits of pitches (b, pitches, frames) or None
+    def forward(self, L, pitch=None): # (b, 64, frames), (b, pitches) or None -> (b, (frames - 1) 64), logits of pitches (b, pitches, frames) or None
         h = frames = self.first((L + 6) / 4) # about -1 to 1
         logits = None
         for i, (rise, stack) in enumerate(zip(self.rises, self.stacks)):
@@ -175,7 +175,7 @@ def adversarial_loss(judges, y, x): # Judges, made and true (b, t) -> scalar, of
     return (hinge - sum(o[-1].mean() for o in ours) + MATCHING * match) / len(true)
 
 # %% ../nbs/92_vocoder.ipynb #11827f8b
-LOSS_WINDOWS = (256, 512, 2048) # samples
+LOSS_WINDOWS = (128, 256, 1024) # samples
 
 
 def within(x, window:int, hop:int): # (b, t) -> magnitudes (b, window / 2 + 1, frames), of the frames that lie within the clip
@@ -193,7 +193,7 @@ def stft_loss(y, x): # made and true (b, t) -> scalar
 
 # %% ../nbs/92_vocoder.ipynb #732d5938
 class Vocoder(Prior):
-    "Log-mel frames (b, 80, frames) -> waveforms (b, (frames - 1) 128). Not a prior: it draws nothing."
+    "Log-mel frames (b, 64, frames) -> waveforms (b, (frames - 1) 64). Not a prior: it draws nothing."
     likelihood = False
 
     def __init__(self, config):
@@ -218,11 +218,11 @@ def vocoder_loss(model, rows, generator=None, spectra:float=1.0, adversary:float
 
 # %% ../nbs/92_vocoder.ipynb #2b22afd0
 VOCODERS = {"smoke": (VocoderConfig((8, 8, 8), partials=4, judges=2), Recipe(steps=3, batch=2, lr=1e-3)),
-            "laptop": (VocoderConfig(), Recipe(steps=4200, batch=8, lr=3e-3, clip=10.0)),
+            "laptop": (VocoderConfig(), Recipe(steps=2800, batch=8, lr=3e-3, clip=10.0)),
             "paper": (VocoderConfig((512, 256, 64), width=16), Recipe(steps=400_000, batch=16, lr=1e-4))}
 TRAINED = {"STFT loss": (dict(spectra=1.0, adversary=0.0), True), "adversary": (dict(spectra=0.0, adversary=1.0), True), # weights of the losses, whether with a source
            "both": (dict(spectra=1.0, adversary=1.0), True), "MelGAN": (dict(spectra=0.0, adversary=1.0), False)}
-JUDGED_STEPS = 2200 # at laptop, where there is an adversary: as long as the others take
+JUDGED_STEPS = 1600 # at laptop, where there is an adversary: as long as the others take
 
 
 def load_vocoder(sounds="scale", how="both", preset=None, seed:int=0): # one of SOUNDS, of TRAINED -> Vocoder, header of its weights
@@ -255,8 +255,7 @@ def some_of(clips, n:int): # Clips -> Clips
     return type(clips)(clips.waves[i], clips.classes[i], clips.pitches[i], clips.names)
 
 # %% ../nbs/92_vocoder.ipynb #7bf39a27
-VOCODED = {"smoke": (4, 1, (2, 4)), "laptop": (100, 3, (32, 1000)), "paper": (500, 5, (32, 1000))} # clips of the test set, seeds, iterations of Griffin-Lim
-ONCE = ("adversary", "MelGAN") # at laptop trained once only
+VOCODED = {"smoke": (4, 1, (2, 4)), "laptop": (100, 1, (32, 1000)), "paper": (500, 5, (32, 1000))} # clips of the test set, seeds, iterations of Griffin-Lim
 
 
 def timed(f, L): # -> what it returns, samples a second of CPU
@@ -278,8 +277,6 @@ def landscape_vocoder(preset): # -> DataFrame, a row for every sort of sounds, w
                 y, rate = timed(partial(by_griffin_lim, iterations=i, seed=seed), L)
                 rows.append(dict(sounds=sounds, way=f"Griffin-Lim, {i}", seed=seed, **nearness(y, clips, sounds), rate=rate, speed=rate / (once := rate if i == iterations[0] else once)))
             for how in TRAINED:
-                if seed and how in ONCE and preset == "laptop":
-                    continue
                 model, meta = load_vocoder(sounds, how, preset, seed)
                 y, rate = timed(model, L)
                 rows.append(dict(sounds=sounds, way=how, seed=seed, **nearness(y, clips, sounds), rate=rate, speed=rate / once, steps=meta["steps"], cpu_seconds=meta["cpu_seconds"],

@@ -110,8 +110,8 @@ def test_codes_are_drawn_evenly():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="told nothing a clip, got 28 numbers"):
         tiny().sample(1, 100, told=asked("scale", 1, random()))
-    with pytest.raises(ValueError, match="clips of 2048 samples, got t=2049"):
-        tiny().sample(1, 2049)
+    with pytest.raises(ValueError, match=f"clips of {SAMPLES} samples, got t={SAMPLES + 1}"):
+        tiny().sample(1, SAMPLES + 1)
     with pytest.raises(ValueError, match="unknown discriminator 'x'; choose one of strided"):
         tiny(judge="x")
     assert all(0 < penalty for parts in DISCRIMINATORS.values() for _, penalty in parts)

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sepnb.coverage import FAMILIES
+from sepnb.coverage import FAMILIES, SAMPLES
 from sepnb.hierarchy import RECIPES_AUTOENCODER, RECIPES_CODES, CodeAutoencoder, Codebook, Codes, CodesConfig, autoencoder_loss, codes_loss, load_codes, piece_nll
 from sepnb.quantize import mulaw_decode, mulaw_encode
 from sepnb.rqtransformer import RQTransformerConfig
@@ -17,7 +17,7 @@ random = lambda k=0: torch.Generator().manual_seed(k)
 def tiny(**options):
     torch.manual_seed(0)
     prior = RQTransformerConfig(1, 3, 8, 2, 1, 8, 8, 0)
-    model = Codes(CodesConfig(**dict(dict(hop=4, window=2, hidden=8, codes=3, size=4, wait=1, layers=2, width=4, skip=4, cond=4, prior=prior), **options)))
+    model = Codes(CodesConfig(**dict(dict(strides=(2, 2), hidden=8, codes=3, size=4, wait=1, layers=2, width=4, skip=4, cond=4, prior=prior), **options)))
     model.autoencoder.book.codebook.copy_(torch.randn(model.config.codes, model.config.size))
     return model.eval().requires_grad_(False)
 
@@ -122,7 +122,7 @@ def test_family(artifacts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, meta = FAMILIES["codes"].load("scale", "smoke")
     assert meta["steps"] == RECIPES_AUTOENCODER["smoke"][1].steps + RECIPES_CODES["smoke"][1].steps and meta["cpu_seconds"] >= 0
-    assert (model.log_prob(torch.zeros(2, 2048)) < 0).all()
+    assert (model.log_prob(torch.zeros(2, SAMPLES)) < 0).all()
     again, _ = load_codes("scale", "smoke")
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
 

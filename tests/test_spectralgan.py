@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sepnb.coverage import SAMPLES, items, parted, scale_clips
-from sepnb.spectralgan import (BINS, FLOOR, HOP, RECIPES_SPECTRALGAN, TARGETS, SpectralGAN, SpectralGANConfig, cells_of, different_cells,
+from sepnb.audio import RATE
+from sepnb.coverage import PARAMETERS, PITCHES, SAMPLES, hertz, items, parted, scale_clips
+from sepnb.spectralgan import (BINS, FLOOR, HOP, RECIPES_SPECTRALGAN, TARGETS, WINDOW, SpectralGAN, SpectralGANConfig, cells_of, different_cells,
                                from_if, seen, sound, spectralgan_loss, spectrum, to_if, to_phase, wrapped)
 from sepnb.toy import waveform
 
@@ -42,16 +43,16 @@ def test_the_first_bin_and_silence_are_no_trouble():
 def test_a_sine_has_its_frequency_around_its_peak_and_magnitude_one():
     f = 1003.0
     x = waveform("sine", f, 1.0, 0.4, SAMPLES)[None]
-    k = round(f / 16000 * 512)
+    k = round(f / RATE * WINDOW)
     at = to_if(x)[0, 1, k - 1 : k + 2, 3:-3]
-    assert wrapped(math.pi * at - 2 * math.pi * f * HOP / 16000).abs().max() < 1e-3
+    assert wrapped(math.pi * at - 2 * math.pi * f * HOP / RATE).abs().max() < 1e-3
     assert 0.8 < spectrum(x)[0].abs().max() <= 1.001
     phases = to_phase(x)[0, 1, k - 1 : k + 2, 5] * math.pi
     assert wrapped(phases - phases[1]).abs().max() < 0.05, "bins of one partial have one phase"
 
 
 def test_a_shift_by_a_hop_shifts_frames():
-    x = waveform("saw", 300.0, 0.5, 0.4, SAMPLES + HOP)
+    x = waveform("saw", hertz(PITCHES[0]), 0.5, 0.4, SAMPLES + HOP)
     a, b = to_if(x[None, :SAMPLES])[0, :, :, 4:-3], to_if(x[None, HOP:])[0, :, :, 3:-4]
     strong = a[0] > 0
     assert (a[0] - b[0]).abs().max() < 1e-2 and wrapped(math.pi * (a[1] - b[1]))[strong].abs().max() < 1e-2
@@ -65,7 +66,7 @@ def test_whole_turns_are_not_seen():
 
 
 def test_angles_weigh_as_much_as_their_magnitude():
-    image = torch.stack([torch.linspace(-1.2, 1.2, 13).expand(16, -1).T.repeat(20, 1)[:BINS], torch.rand(BINS, 16, generator=random())])[None]
+    image = torch.stack([torch.linspace(-1.2, 1.2, 13).expand(SAMPLES // HOP, -1).T.repeat(20, 1)[:BINS], torch.rand(BINS, SAMPLES // HOP, generator=random())])[None]
     circle = seen(image)[:, 1:].norm(dim=1)
     assert torch.allclose(circle, ((image[:, 0] + 1) / 2).clamp(0, 1), atol=1e-5)
 
@@ -94,13 +95,13 @@ def test_each_player_moves_its_own_weights(told):
 def test_samples_follow_generator_and_what_is_told():
     model = tiny(told=28)
     told = scale_clips("valid").told[:3]
-    a, b = (model.sample(3, 512, random(), told=told) for _ in range(2))
-    assert a.shape == (3, 512) and torch.equal(a, b)
-    assert not torch.allclose(a, model.sample(3, 512, random(), told=told.flip(0)))
-    assert torch.equal(model.sample(3, SAMPLES, random(), told=told)[:, :512], a)
+    a, b = (model.sample(3, SAMPLES // 2, random(), told=told) for _ in range(2))
+    assert a.shape == (3, SAMPLES // 2) and torch.equal(a, b)
+    assert not torch.allclose(a, model.sample(3, SAMPLES // 2, random(), told=told.flip(0)))
+    assert torch.equal(model.sample(3, SAMPLES, random(), told=told)[:, : SAMPLES // 2], a)
 
 
-@pytest.mark.parametrize("call, says", [(lambda: spectrum(torch.zeros(2, 1000)), "multiple of 128"), (lambda: from_if(torch.zeros(1, 2, BINS, 4), 1000), "512 samples"),
+@pytest.mark.parametrize("call, says", [(lambda: spectrum(torch.zeros(2, SAMPLES - 24)), f"multiple of {HOP}"), (lambda: from_if(torch.zeros(1, 2, BINS, 4), SAMPLES), f"{4 * HOP} samples"),
                                         (lambda: tiny().sample(2, SAMPLES, told=torch.zeros(2, 28)), "not told"), (lambda: tiny(told=28).sample(2, SAMPLES), "told"),
                                         (lambda: tiny().sample(2, 2 * SAMPLES), str(SAMPLES)), (lambda: tiny(target="angle"), "if, phase")])
 def test_errors_say_what_is_right(call, says):
@@ -122,7 +123,7 @@ def test_the_generator_keeps_to_the_budget(preset):
     model = SpectralGAN(replace(config, told=28))
     assert recipe.frame == SAMPLES and model.discriminator is not None
     if preset != "paper":
-        assert sum(p.numel() for p in model.generator.parameters()) <= 200_000
+        assert sum(p.numel() for p in model.generator.parameters()) <= PARAMETERS
 
 
 def test_floor_is_at_minus_one():
