@@ -165,10 +165,12 @@ def load_teacher(sounds:str="scale", preset=None, seed:int=0, told:bool=False): 
 
 # %% ../nbs/94_student.ipynb #53477b94
 def load_student(sounds:str="scale", preset=None, seed:int=0, told:bool=False, whispers:bool=False): # whispers: without the loss on spectra -> Student, header of its weights
-    "Of a teacher of the same seed; trained first where its weights are missing, which takes minutes."
-    loss = distilled(load_teacher(sounds, preset, seed, told)[0], 0.0 if whispers else BANDS)
+    "Of a teacher of the same seed, whose training counts in the seconds of the header; trained first where weights are missing, which takes minutes."
+    teacher, before = load_teacher(sounds, preset, seed, told)
     name = "student" + "-told" * told + "-whispers" * whispers
-    return trained(name, sounds, "all", Student, loss, lambda: items(sounds, "train", told), *_at(STUDENTS, preset, sounds, told), preset, seed)
+    loss = distilled(teacher, 0.0 if whispers else BANDS)
+    model, meta = trained(name, sounds, "all", Student, loss, lambda: items(sounds, "train", told), *_at(STUDENTS, preset, sounds, told), preset, seed)
+    return model, meta | {k: before[k] + meta[k] for k in ("seconds", "cpu_seconds")}
 
 
 def distilled(teacher, bands): # -> loss(model, x, generator)
