@@ -182,7 +182,7 @@ class Notes(Batched):
         return Notes(self.folder, self.labels[self.labels.pitch.between(low, high)])
 
 # %% ../nbs/70_nsynth.ipynb #1903c062
-KEPT = {"train": (51, 57, 63, 69), "valid": (60, 72), "test": (54, 60, 66)} # pitches near which the excerpt has notes
+KEPT = {"train": (51, 57, 63, 69, 77, 83), "valid": (60, 72), "test": (54, 60, 66)} # pitches near which the excerpt has notes
 
 
 def write_excerpt(out, split:str): # folder, split -> number of notes
