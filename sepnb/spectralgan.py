@@ -136,7 +136,7 @@ class SpectralGANConfig:
     target: str = "if"
     told: int = 0
     latents: int = 16
-    width: int = 96   # channels of the generator
+    width: int = 84   # channels of the generator
     judge: int = 48   # channels of the discriminator
     penalty: float = 3.0
     naming: float = 4.0 # weight of the second task
