@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'DRAWN', 'SCORED', 'COLUMNS', 'nats', 'seconds_for', 'how_fast', 'measured', 'landscape', 'true_clips',
-           'whole_table', 'spread', 'as_shown', 'by_pitch', 'kept_in_training']
+           'whole_table', 'spread', 'as_shown', 'by_pitch']
 
 # %% ../nbs/97_landscape.ipynb #3fb6abc2
 import time
@@ -112,18 +112,3 @@ def as_shown(frame): # rows of `whole_table` -> DataFrame of texts, a row for ev
 def by_pitch(frame): # rows of `whole_table` -> DataFrame, shares of the 24 pitches; a row for every family, all its training runs together
     counts = {n: sum(np.array(p.split(), int) for p in part.pitches) for n, part in frame[~frame.told].groupby("family", sort=False)}
     return pd.DataFrame({n: c / c.sum() for n, c in counts.items()}, index=list(PITCHES)).T
-
-# %% ../nbs/97_landscape.ipynb #34b6bef2
-def kept_in_training(model, x): # (b, t) -> numbers that the backward pass of its log_prob needs, weights not counted
-    "Counted by a hook on what autograd saves; what shares storage counts once."
-    weights, seen = {p.data_ptr() for p in model.parameters()}, {}
-
-    def pack(v):
-        if v.is_floating_point() and v.data_ptr() not in weights:
-            seen[v.untyped_storage().data_ptr()] = v.untyped_storage().nbytes() // v.element_size()
-        return v
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda v: v):
-        out = model.log_prob(x) # kept until all is counted, so that no address is used twice
-    del out
-    return sum(seen.values())
