@@ -182,6 +182,7 @@ class Judges(nn.Module):
 # %% ../nbs/90_adversaries.ipynb #6057c688
 class WaveGAN(Prior):
     "A generator of clips and the discriminator that it was trained against. Both are told what to play where `config.told` is not 0."
+    thrown_away = ("judge",)
 
     def __init__(self, config=WaveGANConfig()):
         super().__init__(config)

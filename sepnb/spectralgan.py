@@ -144,6 +144,7 @@ class SpectralGANConfig:
 
 class SpectralGAN(Prior):
     "Clips of one length, drawn as images."
+    thrown_away = ("discriminator",)
 
     def __init__(self, config=SpectralGANConfig()):
         super().__init__(config)

@@ -85,21 +85,25 @@ def packaged(): # -> Path
     return Path(__file__).resolve().parent / "artifacts" if "__file__" in globals() else artifacts()
 
 # %% ../nbs/03_store.ipynb #d42d0ea7
+def _discarded(model): # -> {name: tensor} of parts that are of use in training alone, as a discriminator is
+    return {k: v for k, v in model.state_dict().items() if k.partition(".")[0] in getattr(model, "thrown_away", ())}
+
+
 def save_weights(model, # a Prior
                  path,
                  dtype=torch.float16, # of the stored floating-point tensors
                  **info): # provenance, kept in the header
-    "Writes a model's parameters and buffers with its config."
-    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    "Writes a model's parameters and buffers with its config, without those parts that it calls `thrown_away`."
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items() if k not in _discarded(model)}
     save_tensors(path, state, dict(kind="weights", model=type(model).__name__, config=asdict(model.config), **info))
 
 
 def fill(model, # a Module
          tensors:dict, # name -> tensor
          name): # of the file that they come from
-    "Loads tensors into a model. ValueError names the file, and the tensors that are missing, unknown or of another shape."
+    "Loads tensors into a model; what it throws away stays as it is. ValueError names the file, and the tensors that are missing, unknown or of another shape."
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict(_discarded(model) | tensors)
     except RuntimeError as error:
         raise ValueError(f"{name} is damaged: its tensors do not fit {type(model).__name__}. "
                          + " ".join(str(error).split("\n\t")[1:])) from None

@@ -194,7 +194,7 @@ def stft_loss(y, x): # made and true (b, t) -> scalar
 # %% ../nbs/92_vocoder.ipynb #732d5938
 class Vocoder(Prior):
     "Log-mel frames (b, 64, frames) -> waveforms (b, (frames - 1) 64). Not a prior: it draws nothing."
-    likelihood = False
+    likelihood, thrown_away = False, ("judges",)
 
     def __init__(self, config):
         super().__init__(config)
