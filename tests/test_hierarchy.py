@@ -103,7 +103,7 @@ def test_codebook_waits_starts_and_revives():
 
 def test_gradients_pass_the_codebook():
     model = CodeAutoencoder(replace(tiny().config, wait=0)).train()
-    autoencoder_loss(model, waves(8, 32), random()).backward()
+    autoencoder_loss(model, waves(8, 128), random()).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.down[0].parameters())
 
 
