@@ -54,10 +54,9 @@ def reproduce(name: Annotated[str, typer.Argument(help="an experiment, the begin
               preset: Preset = None):
     "Run an experiment and store its table and provenance under artifacts/results."
     from sepnb import store
-    from sepnb.registry import EXPERIMENTS
 
     known = _experiments()
-    names = [name] if name in known else EXPERIMENTS.members(name) or [n for n in known if name == "all" or n.startswith(f"{name}-")]
+    names = [name] if name in known else [n for n in known if name == "all" or n.startswith(f"{name}-")]
     if not names:
         raise ValueError(f"unknown experiment {name!r}; choose one of {', '.join(known)}, or all")
     for n in names:
