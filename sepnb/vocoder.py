@@ -218,11 +218,11 @@ def vocoder_loss(model, rows, generator=None, spectra:float=1.0, adversary:float
 
 # %% ../nbs/92_vocoder.ipynb #2b22afd0
 VOCODERS = {"smoke": (VocoderConfig((8, 8, 8), partials=4, judges=2), Recipe(steps=3, batch=2, lr=1e-3)),
-            "laptop": (VocoderConfig(), Recipe(steps=2800, batch=8, lr=3e-3, clip=10.0)),
+            "laptop": (VocoderConfig(), Recipe(steps=2200, batch=8, lr=3e-3, clip=10.0)),
             "paper": (VocoderConfig((512, 256, 64), width=16), Recipe(steps=400_000, batch=16, lr=1e-4))}
 TRAINED = {"STFT loss": (dict(spectra=1.0, adversary=0.0), True), "adversary": (dict(spectra=0.0, adversary=1.0), True), # weights of the losses, whether with a source
            "both": (dict(spectra=1.0, adversary=1.0), True), "MelGAN": (dict(spectra=0.0, adversary=1.0), False)}
-JUDGED_STEPS = 1600 # at laptop, where there is an adversary: as long as the others take
+JUDGED_STEPS = 1300 # at laptop, where there is an adversary: as long as the others take
 
 
 def load_vocoder(sounds="scale", how="both", preset=None, seed:int=0): # one of SOUNDS, of TRAINED -> Vocoder, header of its weights
