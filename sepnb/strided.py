@@ -4,24 +4,27 @@
 
 # %% auto #0
 __all__ = ['TINY', 'RECIPES_STRIDED', 'SHORT', 'patterns', 'local_attention', 'strided_attention', 'StridedBlock',
-           'StridedConfig', 'Strided', 'strided_codes', 'seen', 'multiplications', 'load_strided', 'load_short']
+           'StridedConfig', 'Strided', 'strided_codes', 'seen', 'multiplications', 'load_strided', 'load_short',
+           'landscape_sparse']
 
 # %% ../nbs/89_strided.ipynb #bcbad4dd
 import math
 from dataclasses import dataclass, replace
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .coverage import FAMILIES, SAMPLES, Family, items
+from .coverage import FAMILIES, SAMPLES, Family, items, scale_clips
 from .familiar import HISS
 from .generation import check_codes
 from .presets import trained
 from .quantize import mulaw_decode, mulaw_encode
 from .registry import preset_name
 from .rqtransformer import Block
-from .training import Prior, Recipe, check_batch, noisy_nll
+from .store import experiment
+from .training import Prior, Recipe, check_batch, noisy, noisy_nll
 from .wavenet import code_waves
 
 # %% ../nbs/89_strided.ipynb #b115f31b
@@ -170,3 +173,18 @@ def load_short(dense:bool, preset=None, seed:int=0): # -> Strided, header of its
     "On short pieces of the scale, sparse or dense; trained first where its weights are missing."
     config, recipe = SHORT[preset_name(preset)]
     return trained("strided-short" + "-dense" * dense, "scale", "all", Strided, noisy_nll((HISS,)), lambda: items("scale"), replace(config, stride=0) if dense else config, recipe, preset, seed)
+
+# %% ../nbs/89_strided.ipynb #5c945c15
+@experiment("landscape-sparse")
+def landscape_sparse(preset): # -> DataFrame, a row for every model and test clip
+    "What the same network gives to short pieces, with strided and with dense attention."
+    t, rows = SHORT[preset][1].frame, []
+    for name in ("strided", "dense"):
+        model, meta = load_short(name == "dense", preset)
+        pieces = noisy(scale_clips("test").waves[:400, :t], HISS, torch.Generator().manual_seed(0), model)
+        with torch.no_grad():
+            nats = torch.cat([-model.log_prob(x) / t for x in pieces.split(50)])
+        rows += [dict(model=name, clip=i, nats=v, multiplications=multiplications(model.config, t)[0], kept=model.memory(t), parameters=sum(p.numel() for p in model.parameters()), cpu_seconds=meta["cpu_seconds"]) for i, v in enumerate(nats.tolist())]
+    frame = pd.DataFrame(rows)
+    frame.attrs.update(data="scale, generated", items=400, steps=SHORT[preset][1].steps)
+    return frame
