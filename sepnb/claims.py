@@ -457,7 +457,7 @@ def _vocoded(*hows): # ways to train a vocoder -> function for a Claim
 def _judges(): # -> ours, verdict
     frame = result("landscape-discriminators", "laptop")[0]
     off = frame[frame.generator == "sinusoids"].groupby("discriminator").off.mean().sort_values()
-    return f"clips off after {frame.cpu_seconds.median():.0f} CPU seconds against each, means of {frame.seed.nunique()} runs: " + ", ".join(f"{n} {v:.0%}" for n, v in off.items()), "drawn"
+    return f"clips off after {frame.cpu_seconds.median():.0f} CPU seconds against each, training runs of each: {frame.seed.nunique()}: " + ", ".join(f"{n} {v:.0%}" for n, v in off.items()), "drawn"
 
 # %% ../nbs/98_claims.ipynb #4f658d6f
 LANDSCAPE = [ # item, says, page, label, function -> (ours, verdict)
@@ -466,7 +466,7 @@ LANDSCAPE = [ # item, says, page, label, function -> (ours, verdict)
     Claim("SampleRNN", "Levels of recurrent networks at several rates", "samplernn", "two-tiers", _plays("samplernn")),
     Claim("distilled WaveNets", "Parallel WaveNet, ClariNet: a flow is taught by a WaveNet", "student", "tbl-student", _plays("student")),
     Claim("discrete autoencoders", "A WaveNet decodes learned codes", "hierarchy", "tbl-hierarchy-kept", _plays("codes")),
-    Claim("levels of WaveNets", "Codes of codes: 16 kHz, 2 kHz, 250 Hz", "hierarchy", "what-lasts", fixed("not built", "one level of codes, at 500 Hz, and a transformer over it")),
+    Claim("levels of WaveNets", "Codes of codes: 16 kHz, 2 kHz, 250 Hz", "hierarchy", "what-lasts", fixed("not built", "one level of codes, at 2 kHz, and a transformer over it")),
     Claim("sparse attention", "Strided attention in place of convolution", "strided", "what-a-sample-costs", _plays("strided")),
     Claim("WaveGAN", "Adversarial waveforms", "adversaries", "their-figure", _plays("wavegan")),
     Claim("GANSynth", "Adversarial spectra with instantaneous frequencies", "spectralgan", "tbl-phase", _frequencies),
@@ -474,7 +474,7 @@ LANDSCAPE = [ # item, says, page, label, function -> (ours, verdict)
     Claim("MelGAN", "An adversarial vocoder with discriminators at several scales", "vocoder", "tbl-vocoder", _vocoded("MelGAN")),
     Claim("discriminators", "What does a discriminator of audio need? Resolutions, dilation, invariance to phase", "adversaries", "tbl-discriminators", _judges),
     Claim("diversity", "Likelihood is preferred in music because diversity counts, and GANs are worse at it", "landscape", "fig-landscape-pitches", _diversity),
-    Claim("vocoders", "Model magnitudes, let a vocoder invert them", "vocoder", "tbl-vocoder", _vocoded("both")),
+    Claim("vocoders", "Model magnitudes, let a vocoder invert them", "vocoder", "tbl-vocoder", _vocoded("STFT loss", "both")),
     Claim("DDSP", "Signal processing inside the network", "ddsp", "what-it-draws", _plays("ddsp")),
     Claim("summary: feasible", "Raw audio can be generated, even sparsely conditioned", "landscape", "tbl-landscape", _feasible),
     Claim("summary: GANs", "Likelihood dominates; GANs gain where conditions are dense", "landscape", "tbl-landscape-told", _dense),

@@ -117,7 +117,7 @@ REPRESENTATIONS = {
 
 # %% ../nbs/96_representation.ipynb #2feefcc0
 REPRESENTED = {"smoke": (40_000, 4, 64, 8, 1, Recipe(steps=5, batch=8, lr=2e-3)), # parameters, latents, clips to train on, clips to judge, seeds, recipe
-               "laptop": (1_000_000, 16, 4000, 100, 2, Recipe(steps=2500, batch=64, lr=2e-3, gamma=0.5, clip=1000.0)),
+               "laptop": (1_000_000, 16, 4000, 100, 1, Recipe(steps=2000, batch=64, lr=2e-3, gamma=0.5, clip=1000.0)),
                "paper": (10_000_000, 32, 8000, 500, 5, Recipe(steps=100_000, batch=128, lr=5e-4, gamma=0.5, clip=1000.0))}
 
 
