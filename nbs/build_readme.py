@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import jinja2
+import pandas as pd
 
 from sepnb import langevin, music, presets, separation, store, staying
 from sepnb.experts import by_song
 from sepnb.likelihood import accuracy, as_cross, auroc
+from sepnb.registry import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESET = "laptop"
@@ -49,6 +51,16 @@ def music_row(model, title):
     value, low, high = music.by_song(longest, music.named_right)
     return (f"| {title} | `sepnb data songs`, `sepnb train {model} musdb18-songs all`, `sepnb reproduce {name}` | one CPU core | {minutes(name)} after training | "
             f"{100 * value:.0f} % named right ({100 * low:.0f} to {100 * high:.0f} by song; chance 25), {info['items']} test frames, {info['training_steps']} steps | cannot discriminate (a picture, musdb18) |")
+
+
+def landscape_row():
+    "What the families of the landscape do on its scale."
+    names = [n for n in EXPERIMENTS.members("landscape") if n.endswith("-scale")]
+    frame = pd.concat([stored(n)[0] for n in names])
+    off = frame[~frame.told].groupby("family").off.mean().sort_values()
+    said = ", ".join(f"{name} {value:.0%}" for name, value in off.items())
+    return (f"| Eleven families of models on tones of a scale | `sepnb reproduce landscape` | one CPU core | {minutes(*names)} after training, about {frame.cpu_minutes.sum():.0f} min of it | "
+            f"drawn clips that are off, told nothing: {said}; {stored(names[0])[1]['items']} clips, {frame.seed.nunique()} training run | - |")
 
 
 def scores(row):
@@ -138,7 +150,7 @@ def stays(top):
 def render():
     "The README as text."
     env = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    names = dict(between_row=between_row, separation_rows=separation_rows, train=train, fig3=fig3, row=row, scores=scores, fig4=fig4, minutes=minutes, beyond_text=beyond_text, world_text=world_text, songs=songs, songs_row=songs_row, found=found, stays=stays, stored=stored, music=music_row,
+    names = dict(between_row=between_row, landscape_row=landscape_row, separation_rows=separation_rows, train=train, fig3=fig3, row=row, scores=scores, fig4=fig4, minutes=minutes, beyond_text=beyond_text, world_text=world_text, songs=songs, songs_row=songs_row, found=found, stays=stays, stored=stored, music=music_row,
                  langevin=langevin, wide=list(staying.LADDERS)[-1])
     return env.from_string((ROOT / "nbs" / "README.md.in").read_text()).render(**names)
 
