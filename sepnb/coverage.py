@@ -217,7 +217,7 @@ def _parts(heard): # Heard -> function of indices -> Heard of those clips
 
 
 def coverage(x, sounds:str, draws:int=100, seed:int=0): # (n, t) clips of a model, one of SOUNDS, of the bootstrap -> dict
-    "Distances of the four histograms to those of the training clips, with intervals; pairs of class and pitch that are never played; share off; median distance in dB."
+    "Distances of the four histograms to those of the training clips, with intervals; pairs of class and pitch that are played by clips that are not off; share off; median distance in dB."
     heard, wanted, g = hear(x, sounds), wanted_of(sounds), torch.Generator().manual_seed(seed)
     part, out = _parts(heard), {}
     again = [histograms(part(torch.randint(len(x), (len(x),), generator=g)), sounds) for _ in range(draws)]

@@ -30,8 +30,11 @@ def test_banks_load(model, preset):
 
 
 def test_weights_are_small():
-    assert sum(p.stat().st_size for p in WEIGHTS) < 64e6
-    assert all(p.stat().st_size < 8e6 for p in WEIGHTS)
+    "Those of the checkout: a test run leaves tiny ones beside them."
+    listed = subprocess.run(["git", "ls-files", "artifacts/weights"], cwd=artifacts().parent, capture_output=True, text=True)
+    shipped = {artifacts().parent / name for name in listed.stdout.split()} & set(WEIGHTS) if listed.returncode == 0 else WEIGHTS
+    assert shipped and sum(p.stat().st_size for p in shipped) < 64e6
+    assert all(p.stat().st_size < 8e6 for p in shipped)
 
 
 @pytest.mark.parametrize("csv", RESULTS, ids=lambda p: f"{p.parent.name}/{p.stem}")
