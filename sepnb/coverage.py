@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['SAMPLES', 'PITCHES', 'LEVELS', 'CLIPS', 'STARTS', 'EIGHTHS', 'SOUNDS', 'PER', 'LOWEST', 'HIGHEST', 'PARTIALS',
-           'FLOOR', 'NEAR', 'OFF', 'BINS', 'PARAMETERS', 'CPU_MINUTES', 'FAMILIES', 'hertz', 'Clips', 'told_of',
-           'ToldClips', 'parted', 'scale_clips', 'note_clips', 'tune_of', 'to_bands', 'magnitudes', 'banded',
-           'profiles', 'Known', 'known', 'Heard', 'hear', 'histograms', 'variation', 'coverage', 'wanted_of', 'Family',
-           'items', 'asked']
+           'FLOOR', 'NEAR', 'OFF', 'BINS', 'PARAMETERS', 'FAMILIES', 'hertz', 'Clips', 'told_of', 'ToldClips', 'parted',
+           'scale_clips', 'note_clips', 'tune_of', 'to_bands', 'magnitudes', 'banded', 'profiles', 'Known', 'known',
+           'Heard', 'hear', 'histograms', 'variation', 'coverage', 'wanted_of', 'Family', 'items', 'asked', 'over_runs']
 
 # %% ../nbs/86_coverage.ipynb #f5386d93
 import math
@@ -234,7 +233,7 @@ def wanted_of(sounds): # -> {what: counts} of the training clips
     return histograms(hear(SOUNDS[sounds]("train").waves, sounds), sounds)
 
 # %% ../nbs/86_coverage.ipynb #cdd01292
-PARAMETERS, CPU_MINUTES = 200_000, 4.0 # the budget of a family at the laptop preset
+PARAMETERS = 200_000 # at most, of a family at the laptop preset
 
 
 @dataclass(frozen=True)
@@ -260,3 +259,12 @@ def asked(sounds:str, n:int, generator=None): # -> what to play (n, classes + pi
     "For models that are told."
     names = len(SOUNDS[sounds]("train").names)
     return told_of(*(torch.randint(most, (n,), generator=generator) for most in (names, len(PITCHES))), names)
+
+# %% ../nbs/86_coverage.ipynb #4d167414
+def over_runs(values, form:str="{:.2f}"): # of training runs, format of one -> str: the mean, and lowest to highest where there are several
+    "NaN is left out; a dash where nothing is left."
+    values = [v for v in values if v == v]
+    if not values:
+        return "-"
+    ends = f" ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else ""
+    return form.format(sum(values) / len(values)) + ends

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'DRAWN', 'SCORED', 'COLUMNS', 'nats', 'seconds_for', 'how_fast', 'kept_parameters', 'measured', 'landscape',
-           'true_clips', 'whole_table', 'spread', 'as_shown', 'by_pitch']
+           'true_clips', 'whole_table', 'as_shown', 'by_pitch']
 
 # %% ../nbs/97_landscape.ipynb #2dc5e432
 import time
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .coverage import FAMILIES, PITCHES, SAMPLES, SOUNDS, asked, coverage, hear, histograms
+from .coverage import FAMILIES, PITCHES, SAMPLES, SOUNDS, asked, coverage, hear, histograms, over_runs
 from .familiar import HISS
 from .registry import EXPERIMENTS
 from .store import experiment, result
@@ -97,21 +97,13 @@ def whole_table(sounds:str="scale"): # -> DataFrame: all families that have been
     return pd.concat([result(n)[0] for n in names], ignore_index=True)
 
 # %% ../nbs/97_landscape.ipynb #6c5982cb
-def spread(values, form="{:.2f}"): # of training runs -> str: the mean, and the range where there are several
-    values = pd.Series(values).dropna()
-    if values.empty:
-        return "-"
-    ends = f" ({form.format(values.min())} to {form.format(values.max())})" if len(values) > 1 else ""
-    return form.format(values.mean()) + ends
-
-
 COLUMNS = {"parameters": "{:,.0f}", "cpu_minutes": "{:.1f}", "samples_per_second": "{:,.0f}", "four_times": "{:.1f}", "nats": "{:.2f}",
            "off": "{:.0%}", "far": "{:.0f}", "pairs": "{:.0f}", "pitch": "{:.2f}", "kind": "{:.2f}", "phase": "{:.2f}", "level": "{:.2f}"}
 
 
 def as_shown(frame): # rows of `whole_table` -> DataFrame of texts, a row for every family and for what it is told
     frame = frame.assign(name=frame.family + frame.told.map({True: ", told", False: ""}))
-    return pd.DataFrame({n: {c: spread(part[c], form) if c in part else "-" for c, form in COLUMNS.items()} for n, part in frame.groupby("name", sort=False)}).T
+    return pd.DataFrame({n: {c: over_runs(part[c], form) if c in part else "-" for c, form in COLUMNS.items()} for n, part in frame.groupby("name", sort=False)}).T
 
 # %% ../nbs/97_landscape.ipynb #7dbca219
 def by_pitch(frame): # rows of `whole_table` -> DataFrame, shares of the 24 pitches; a row for every family, all its training runs together
