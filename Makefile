@@ -70,6 +70,9 @@ $(READY): settings.ini setup.py
 	  echo "installing $(TORCH)"; $(PIP) install $(TORCH); }
 	@echo "installing sepnb and what the notebooks need"
 	@$(PIP) install -e '.[dev]'
+	@# Processes that import librosa for the first time at the same time leave a cache that crashes all later ones
+	@# (numba issue 10128), as two notebooks would: one process alone fills it.
+	@$(BIN)/python -c 'import librosa; librosa.pyin, librosa.cqt, librosa.onset.onset_strength'
 	@touch $@
 
 comma := ,
