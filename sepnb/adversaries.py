@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DISCRIMINATORS', 'NUDGE', 'RECIPES_WAVEGAN', 'THEIRS', 'TRIALS', 'KEPT', 'Upsampled', 'WaveGANConfig', 'leaky',
            'Oscillating', 'theirs', 'shuffled', 'Strided', 'Dilated', 'Copies', 'Spectra', 'Judges', 'WaveGAN',
-           'misnamed', 'wavegan_loss', 'wavegan_told', 'load_wavegan', 'inception_score', 'steps_within', 'trial',
-           'discriminators']
+           'unmoved', 'misnamed', 'wavegan_loss', 'wavegan_told', 'load_wavegan', 'inception_score', 'steps_within',
+           'trial', 'discriminators']
 
 # %% ../nbs/90_adversaries.ipynb #382175eb
 import base64, math, time
@@ -214,6 +214,10 @@ class WaveGAN(Prior):
 NUDGE = 0.01 # standard deviation of the noise
 
 
+def unmoved(module, *inputs): # -> what it says of them, with gradients for the inputs and none for its parameters
+    return torch.func.functional_call(module, {k: v.detach() for k, v in module.named_parameters()}, inputs)
+
+
 def misnamed(guess, codes): # logits (b, codes), what clips are (b, codes) -> scalar, nats
     "Cross-entropies of class and pitch."
     parts = [codes.shape[1] - len(PITCHES), len(PITCHES)]
@@ -230,8 +234,7 @@ def wavegan_loss(model, x, generator=None): # clips (b, t), or with what they ar
     logits, named = model.judge(torch.cat([x, y.detach(), near]), generator)
     true, made, nudged = logits.split([n, n, 2 * few])
     slope = ((nudged - torch.cat([true[:few], made[:few]])) / NUDGE).square().mean(0) # (k,)
-    held = {k: v.detach() for k, v in model.judge.named_parameters()}
-    taken, taken_for = torch.func.functional_call(model.judge, held, (y, generator))
+    taken, taken_for = unmoved(model.judge, y, generator)
     names = misnamed(named[:n] if model.config.told else named[n : 2 * n], codes) + misnamed(taken_for, codes)
     return F.softplus(made - true).mean() + (model.penalty * slope).mean() + F.softplus(true.detach() - taken).mean() + names
 
@@ -269,7 +272,7 @@ def inception_score(x, sounds:str): # (n, t) -> from 1 to classes times pitches
     return torch.where(clear, -logs[name], -math.log(names) - logs.mean()).mean().exp().item()
 
 # %% ../nbs/90_adversaries.ipynb #ef734794
-TRIALS = {"smoke": (None, 1, 32), "laptop": (90.0, 1, 1000), "paper": (3600.0, 3, 5000)} # CPU seconds, training runs, clips that are heard
+TRIALS = {"smoke": (None, 1, 32), "laptop": (90.0, 3, 1000), "paper": (3600.0, 3, 5000)} # CPU seconds, training runs, clips that are heard
 KEPT = 6 # clips of the first training run that are kept to be heard
 
 

@@ -239,10 +239,16 @@ PARAMETERS = 200_000 # at most, of a family at the laptop preset
 @dataclass(frozen=True)
 class Family:
     "A way of making sounds."
-    load: Callable # (sounds, preset, seed, told) -> model, header of its weights; trained first where they are missing
+    loader: Callable # (sounds, preset, seed), and told where one can be told -> model, header of its weights; trained first where they are missing
     group: str     # "likelihood", "adversarial", "hierarchical", "distilled", "DSP"
     says: str = "" # what its log_prob gives in nats: a "mass", a "density", a "bound"; nothing where it has none
     told: bool = False # whether one can be told class and pitch
+
+    def load(self, sounds="scale", preset=None, seed=0, told=False): # -> model, header of its weights
+        "At the budget of the landscape. ValueError where it is to be told something and cannot be."
+        if told and not self.told:
+            raise ValueError("this family cannot be told what to play; leave told out")
+        return self.loader(sounds, preset, seed, **dict(told=told) if self.told else {})
 
 
 FAMILIES = Registry("family of models")

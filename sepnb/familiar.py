@@ -69,7 +69,7 @@ FLOWS = {"smoke": (FloWaveNetConfig(3, 2, 2, width=8), Recipe(steps=10, batch=4,
          "paper": (FloWaveNetConfig(8, 6, 10, width=48), Recipe(steps=150_000, batch=5, frame=SAMPLES, lr=1e-4))}
 
 
-def load_clip_flow(sounds:str="scale", preset=None, seed:int=0, told:bool=False): # -> ClipFlow, header of its weights
+def load_clip_flow(sounds:str="scale", preset=None, seed:int=0): # -> ClipFlow, header of its weights
     "At the landscape's budget; trained first where its weights are missing, which takes minutes."
     return trained("flow-clips", sounds, "all", ClipFlow, noisy_nll((HISS,)), lambda: items(sounds), *FLOWS[preset_name(preset)], preset, seed)
 
@@ -96,7 +96,7 @@ VAES = {"smoke": (LossyConfig(3, 4, SAMPLES, hidden=8, width=8, skip=8), Recipe(
         "paper": (LossyConfig(6, 8, SAMPLES, width=128, skip=256, hidden=256), Recipe(steps=100_000, batch=512, frame=SAMPLES, lr=1e-3, gamma=0.5, clip=1.0))}
 
 
-def load_clip_vae(sounds:str="scale", preset=None, seed:int=0, told:bool=False): # -> ClipVAE, header of its weights
+def load_clip_vae(sounds:str="scale", preset=None, seed:int=0): # -> ClipVAE, header of its weights
     "At the landscape's budget; trained first where its weights are missing, which takes minutes."
     return trained("vae-clips", sounds, "all", clip_vae, piece_loss, lambda: items(sounds), *VAES[preset_name(preset)], preset, seed)
 
@@ -126,7 +126,7 @@ SCORES = {"smoke": (BlackBoxConfig(window=512, channels=4, depth=2, width=8, lay
           "paper": (BlackBoxConfig(channels=64, width=128, layers=9, low=0.01, high=5.0, data=0.35), Recipe(steps=150_000, batch=32, frame=SAMPLES, lr=1e-3, clip=1.0, ema=0.999))}
 
 
-def load_clip_score(sounds:str="scale", preset=None, seed:int=0, told:bool=False): # -> ClipScore, header of its weights
+def load_clip_score(sounds:str="scale", preset=None, seed:int=0): # -> ClipScore, header of its weights
     "At the landscape's budget; trained first where its weights are missing, which takes minutes."
     return trained("score-clips", sounds, "all", ClipScore, clip_score_loss, lambda: items(sounds), *SCORES[preset_name(preset)], preset, seed)
 

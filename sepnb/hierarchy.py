@@ -175,10 +175,8 @@ def load_autoencoder(sounds="scale", preset=None, seed:int=0): # -> CodeAutoenco
     return trained("codes-autoencoder", sounds, "all", CodeAutoencoder, autoencoder_loss, lambda: items(sounds), config, recipe, preset, seed)
 
 
-def load_codes(sounds="scale", preset=None, seed:int=0, told:bool=False): # -> Codes, header of its weights with the time and steps of both trainings
-    "Both levels; trained first where weights are missing. ValueError where it is to be told what to play."
-    if told:
-        raise ValueError("there is no model of codes that can be told what to play; leave told out")
+def load_codes(sounds="scale", preset=None, seed:int=0): # -> Codes, header of its weights with the time and steps of both trainings
+    "Both levels; trained first where weights are missing."
     (config, recipe), (first, before) = RECIPES_CODES[preset_name(preset)], load_autoencoder(sounds, preset, seed)
 
     def begun(config): # -> Codes with the autoencoder that was trained before

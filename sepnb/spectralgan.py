@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
+from .adversaries import unmoved
 from .coverage import FAMILIES, OFF, PITCHES, SAMPLES, SOUNDS, Family, asked, hear, items, parted
 from .presets import trained
 from .registry import Registry, preset_name
@@ -179,7 +180,7 @@ def spectralgan_loss(model, rows, generator=None): # rows: clips (b, t), or with
     if now:
         slope, = torch.autograd.grad(true.sum(), real, create_graph=True)
         loss = loss + LAZY * c.penalty / 2 * slope.square().sum((1, 2, 3)).mean()
-    verdict, heard = torch.func.functional_call(judge, {k: v.detach() for k, v in judge.named_parameters()}, (fake,))
+    verdict, heard = unmoved(judge, fake)
     if c.told:
         loss = loss + c.naming * (F.cross_entropy(names, told / 2) + F.cross_entropy(heard, told / 2))
     return loss + F.softplus(-verdict).mean()

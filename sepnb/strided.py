@@ -20,11 +20,12 @@ from .coverage import FAMILIES, SAMPLES, Family, items, scale_clips
 from .familiar import HISS
 from .generation import check_codes
 from .presets import trained
-from .quantize import mulaw_decode, mulaw_encode
+from .quantize import mulaw_decode
 from .registry import preset_name
 from .rqtransformer import Block
+from .samplernn import CodePrior, drawn
 from .store import experiment
-from .training import Prior, Recipe, check_batch, noisy, noisy_nll
+from .training import Recipe, noisy, noisy_nll
 from .wavenet import code_waves
 
 # %% ../nbs/89_strided.ipynb #b115f31b
@@ -84,9 +85,8 @@ class StridedConfig:
             raise ValueError(f"heads must be even, and width a multiple of twice as many; got {self.heads} and {self.width}")
 
 # %% ../nbs/89_strided.ipynb #f6a4913b
-class Strided(Prior):
+class Strided(CodePrior):
     "A sparse transformer of samples. Likelihoods are probability **masses** over `classes` codes per sample, in nats per waveform."
-    bounded = True  # mu-law has codes for [-1, 1] only
 
     def __init__(self, config=StridedConfig()):
         super().__init__(config)
@@ -103,12 +103,6 @@ class Strided(Prior):
         for block in self.blocks:
             h = block(h)
         return self.head(self.norm(h))
-
-    def log_prob(self, x, sigma=None): # (b, t) waveforms in [-1, 1] -> (b,) nats
-        "Of their mu-law codes; `sigma` is ignored."
-        check_batch(x)
-        codes = mulaw_encode(x, self.config.classes)
-        return -F.cross_entropy(self(codes).flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape).sum(1)
 
     def sample(self, n, t, generator=None, told=None): # -> (n, t); nothing is told
         "In groups of 256 streams, since their keys and values take room."
@@ -130,9 +124,7 @@ def strided_codes(model:Strided, n:int, t:int, generator=None): # -> (n, t) int6
         h = model.embed(codes[:, i : i + 1])
         for block, ring in zip(model.blocks, rings):
             h = block.step(h, ring, i)
-        mass = model.head(model.norm(h[:, 0])).softmax(-1).cumsum(-1)
-        u = torch.rand(n, 1, generator=generator).to(device)
-        codes[:, i + 1] = (mass < u * mass[:, -1:]).sum(-1)
+        codes[:, i + 1] = drawn(model.head(model.norm(h[:, 0])), generator)
     return codes[:, 1:]
 
 # %% ../nbs/89_strided.ipynb #82116493
@@ -154,10 +146,8 @@ RECIPES_STRIDED = {"smoke": (TINY, Recipe(steps=6, batch=2, frame=SAMPLES, lr=4e
                    "paper": (StridedConfig(width=512, heads=8, layers=48, stride=256), Recipe(steps=120_000, batch=32, frame=2**16, lr=3.5e-4, clip=1.0))}
 
 
-def load_strided(sounds:str="scale", preset=None, seed:int=0, told:bool=False): # -> Strided, header of its weights
-    "At the landscape's budget; trained first where its weights are missing. ValueError where it is to be told something."
-    if told:
-        raise ValueError("this transformer cannot be told what to play; leave told out")
+def load_strided(sounds:str="scale", preset=None, seed:int=0): # -> Strided, header of its weights
+    "At the landscape's budget; trained first where its weights are missing."
     return trained("strided", sounds, "all", Strided, noisy_nll((HISS,)), lambda: items(sounds), *RECIPES_STRIDED[preset_name(preset)], preset, seed)
 
 

@@ -18,11 +18,11 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call
 from torch.nn.utils.parametrizations import weight_norm
 from torchaudio.functional import griffinlim
 from tqdm.auto import tqdm
 
+from .adversaries import unmoved
 from .audio import RATE, stft
 from .coverage import PITCHES, SOUNDS, banded, hear, hertz, items, magnitudes, parted
 from .evaluation import si_sdr
@@ -169,7 +169,7 @@ MATCHING = 10 # weight of feature matching, as in the paper
 
 def adversarial_loss(judges, y, x): # Judges, made and true (b, t) -> scalar, of the judges (in their weights) and of the generator (in y)
     true, made = judges(x), judges(y.detach())
-    ours = functional_call(judges, {k: v.detach() for k, v in judges.named_parameters()}, (y,))
+    ours = unmoved(judges, y)
     hinge = sum(F.relu(1 - a[-1]).mean() + F.relu(1 + b[-1]).mean() for a, b in zip(true, made))
     match = sum((F.leaky_relu(a, 0.2).detach() - F.leaky_relu(b, 0.2)).abs().mean() for t, o in zip(true, ours) for a, b in zip(t[:-1], o[:-1])) / 4
     return (hinge - sum(o[-1].mean() for o in ours) + MATCHING * match) / len(true)

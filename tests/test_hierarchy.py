@@ -133,5 +133,3 @@ def test_bad_input():
         model.log_prob(torch.zeros(1, 15))
     with pytest.raises(ValueError, match="cannot be told"):
         model.sample(1, 16, told=torch.ones(1, 28))
-    with pytest.raises(ValueError, match="no model of codes that can be told"):
-        load_codes(told=True)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from sepnb.coverage import FAMILIES
-from sepnb.samplernn import RECIPES_SAMPLERNN, SampleRNN, SampleRNNConfig, drawn_codes, load_samplernn
-from sepnb.strided import RECIPES_STRIDED, SHORT, Strided, StridedBlock, StridedConfig, load_strided, multiplications, patterns, seen, strided_codes
+from sepnb.samplernn import RECIPES_SAMPLERNN, SampleRNN, SampleRNNConfig, drawn_codes
+from sepnb.strided import RECIPES_STRIDED, SHORT, Strided, StridedBlock, StridedConfig, multiplications, patterns, seen, strided_codes
 from sepnb.training import nll
 
 MODELS = {"samplernn": (SampleRNN, SampleRNNConfig(frame=4, width=8, up=3, embed=2, hidden=8), drawn_codes),
@@ -86,9 +86,9 @@ def test_sizes_and_bad_input():
             draw(model, 0, 3)
         with pytest.raises(ValueError, match="shape"):
             model.log_prob(torch.zeros(4))
-    for load in (load_samplernn, load_strided):
+    for name in ("samplernn", "strided", "codes"):
         with pytest.raises(ValueError, match="told"):
-            load(told=True)
+            FAMILIES[name].load(told=True)
     with pytest.raises(ValueError, match="heads must be even"):
         StridedConfig(heads=3)
     with pytest.raises(ValueError, match="frame must be at least 1"):
