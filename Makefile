@@ -67,9 +67,10 @@ $(READY): settings.ini setup.py
 	@[ -x $(BIN)/python ] || { echo "making .venv"; $(PYTHON) -m venv .venv; }
 	@# torch first: left to the requirements, pip would take the newest build and gigabytes of CUDA with it
 	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' || { \
-	  echo "installing $(TORCH)"; $(PIP) install $(TORCH); }
+	  echo "installing $(TORCH)"; $(PIP) install --no-compile $(TORCH); }
 	@echo "installing sepnb and what the notebooks need"
-	@$(PIP) install -e '.[dev]'
+	@# what is imported is compiled then; most of what is installed never is, and compiling all takes half a minute
+	@$(PIP) install --no-compile -e '.[dev]'
 	@# Processes that import librosa for the first time at the same time leave a cache that crashes all later ones
 	@# (numba issue 10128), as two notebooks would: one process alone fills it.
 	@$(BIN)/python -c 'import librosa; librosa.pyin, librosa.cqt, librosa.onset.onset_strength'

@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 import torch
 
-from sepnb import (activations, audio, basin, beyond, constant, experts, frames, interpolation, langevin, latents, likelihood, lossyvae, modes, music, musictable, pairs, pitchbasis, polyphony, presets, pursuit, recordings,
+from sepnb import (activations, audio, basin, beyond, constant, experts, frames, interpolation, landscape, langevin, latents, likelihood, lossyvae, modes, music, musictable, pairs, pitchbasis, polyphony, presets, pursuit, recordings,
                    rqtransformer, separation, smoothness, songfiles, spectral, speed, staying, store, style, toy, training, typicality, worldtones)
 from sepnb.evaluation import bss_eval, si_sdr, si_sdr_improvement
 from sepnb.frames import prepared
-from sepnb.registry import DATA, EXPERIMENTS
+from sepnb.registry import DATA, EXPERIMENTS, discover
 
 PRESET, CHECK = "laptop", bool(os.environ.get("SEPNB_CHECK"))
 FOLDER = store.artifacts() / "results" / PRESET
@@ -802,3 +802,27 @@ def test_activations(used, request, monkeypatch):
     both = ours.merge(frame.fillna({"start": ""}), on=["pair", "way", "start", "step"], suffixes=("", "_was"))
     assert len(both) == len(ours) == 5 and np.allclose(both.total, both.total_was, rtol=0.02) and (both.multiplications == both.multiplications_was).all()
     agrees("activations", used, request)
+
+
+discover()  # families are registered by modules of their own
+QUICK = ("ddsp", "flowavenet", "spectral-gan", "student", "wavegan")  # they draw all samples of a clip at once
+
+
+@pytest.mark.parametrize("sounds", ["scale", "notes"])
+@pytest.mark.parametrize("family", sorted(landscape.FAMILIES))
+def test_landscape(family, sounds, used, request, monkeypatch):
+    "The first training run, told nothing: all but speed, as many clips as in the table."
+    name = f"landscape-{family}-{sounds}"
+    frame, info = stored(name)
+    if not CHECK and (family not in QUICK or sounds != "scale"):
+        pytest.skip("takes too long")
+    if not all((store.artifacts() / "weights" / PRESET / f"{k}.safetensors").exists() for k in info["weights"] if "-seed" not in k):
+        pytest.skip("its weights are not shipped")
+    with monkeypatch.context() as quick:
+        quick.setattr(landscape, "how_fast", lambda model, told=None: (0, 0))
+        ours = landscape.measured(family, sounds, PRESET, 0, False)
+    was = frame[(frame.seed == 0) & ~frame.told].iloc[0]
+    assert ours["parameters"] == was.parameters and ours["steps"] == was.steps
+    assert np.allclose([ours[k] for k in ("nats", "off", "pitch", "kind", "phase", "level")], was[["nats", "off", "pitch", "kind", "phase", "level"]].astype(float), atol=0.02, equal_nan=True)
+    assert abs(ours["pairs"] - was.pairs) <= 2 and abs(ours["far"] - was.far) < 0.1
+    agrees(name, used, request)
