@@ -23,7 +23,7 @@ from .presets import trained
 from .quantize import mulaw_decode
 from .registry import preset_name
 from .rqtransformer import Block
-from .samplernn import CodePrior, drawn
+from .samplernn import CodePrior, by_chance
 from .store import experiment
 from .training import Recipe, noisy, noisy_nll
 from .wavenet import code_waves
@@ -124,7 +124,7 @@ def strided_codes(model:Strided, n:int, t:int, generator=None): # -> (n, t) int6
         h = model.embed(codes[:, i : i + 1])
         for block, ring in zip(model.blocks, rings):
             h = block.step(h, ring, i)
-        codes[:, i + 1] = drawn(model.head(model.norm(h[:, 0])), generator)
+        codes[:, i + 1] = by_chance(model.head(model.norm(h[:, 0])), generator)
     return codes[:, 1:]
 
 # %% ../nbs/89_strided.ipynb #82116493
