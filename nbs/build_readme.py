@@ -59,8 +59,9 @@ def landscape_row():
     frame = pd.concat([stored(n)[0] for n in names])
     off = frame[~frame.told].groupby("family").off.mean().sort_values()
     said = ", ".join(f"{name} {value:.0%}" for name, value in off.items())
-    return (f"| Eleven families of models on tones of a scale | `sepnb reproduce landscape` | one CPU core | {minutes(*names)} after training, about {frame.cpu_minutes.sum():.0f} min of it | "
-            f"drawn clips that are off, told nothing: {said}; {stored(names[0])[1]['items']} clips, {frame.seed.nunique()} training run | - |")
+    runs = frame.seed.nunique()
+    return (f"| {len(names)} families of models on tones of a scale | `sepnb reproduce landscape` | one CPU core | {minutes(*names)} after training, about {frame.cpu_minutes.sum():.0f} min of it | "
+            f"drawn clips that are off, told nothing: {said}; {stored(names[0])[1]['items']} clips, {runs} training run{'s' * (runs > 1)} of each | - |")
 
 
 def scores(row):

@@ -272,7 +272,7 @@ def inception_score(x, sounds:str): # (n, t) -> from 1 to classes times pitches
     return torch.where(clear, -logs[name], -math.log(names) - logs.mean()).mean().exp().item()
 
 # %% ../nbs/90_adversaries.ipynb #ef734794
-TRIALS = {"smoke": (None, 1, 32), "laptop": (90.0, 3, 1000), "paper": (3600.0, 3, 5000)} # CPU seconds, training runs, clips that are heard
+TRIALS = {"smoke": (None, 1, 32), "laptop": (90.0, 1, 1000), "paper": (3600.0, 3, 5000)} # CPU seconds, training runs, clips that are heard
 KEPT = 6 # clips of the first training run that are kept to be heard
 
 

@@ -462,7 +462,7 @@ def _judges(): # -> ours, verdict
 # %% ../nbs/98_claims.ipynb #4f658d6f
 LANDSCAPE = [ # item, says, page, label, function -> (ours, verdict)
     Claim("phase", "Phase is hard to model: it wraps, it is random where magnitudes vanish, and relative", "spectralgan", "fig-angle", fixed("drawn", "and played, each of the three")),
-    Claim("taxonomy", "Kinds of generative models, side by side", "landscape", "tbl-landscape", fixed("built", "eleven families on the same clips")),
+    Claim("taxonomy", "Kinds of generative models, side by side", "landscape", "tbl-landscape", fixed("built", "twelve families on the same clips")),
     Claim("SampleRNN", "Levels of recurrent networks at several rates", "samplernn", "two-tiers", _plays("samplernn")),
     Claim("distilled WaveNets", "Parallel WaveNet, ClariNet: a flow is taught by a WaveNet", "student", "tbl-student", _plays("student")),
     Claim("discrete autoencoders", "A WaveNet decodes learned codes", "hierarchy", "tbl-hierarchy-kept", _plays("codes")),

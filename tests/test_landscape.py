@@ -1,0 +1,73 @@
+"""Families of the landscape: what cannot be told refuses, and an RQ-VAE with its transformer learns, is stored and draws."""
+import pytest
+import torch
+
+from sepnb.coverage import FAMILIES, SAMPLES, scale_clips
+from sepnb.familiar import RQS, ClipRQ, clip_rq_loss
+from sepnb.landscape import measured
+from sepnb.registry import discover
+from sepnb.store import load_weights, save_weights
+
+CONFIG = RQS["smoke"][0]
+
+
+def random(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def tiny():
+    torch.manual_seed(0)
+    return ClipRQ(CONFIG)
+
+
+def test_what_cannot_be_told_refuses():
+    discover()
+    for name, family in FAMILIES.items():
+        if not family.told:
+            with pytest.raises(ValueError, match="cannot be told"):
+                family.load("scale", "smoke", told=True)
+
+
+def test_both_parts_learn_from_one_loss():
+    model, x = tiny().train(), scale_clips("valid").waves[:8]
+    clip_rq_loss(model, x, random()).backward()
+    for part in (model.autoencoder.down, model.autoencoder.up, model.autoencoder.lstm, model.prior):
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters())
+
+
+def test_the_transformer_teaches_the_autoencoder_nothing():
+    "Codes are whole numbers: what the transformer finds likely does not move the encoder"
+    losses, x = [], scale_clips("valid").waves[:8]
+    for scale in (1.0, 50.0):
+        model = tiny().train()
+        with torch.no_grad():
+            model.prior.head.mul_(scale)
+        clip_rq_loss(model, x, random()).backward()
+        losses.append(model.autoencoder.first[0].weight.grad.clone())
+    assert torch.equal(*losses)
+
+
+def test_the_loss_follows_from_its_generator():
+    x = scale_clips("valid").waves[:8]
+    a, b = (clip_rq_loss(tiny().train(), x, random()).item() for _ in range(2))
+    assert a == b
+
+
+@pytest.mark.parametrize("t", [1, 16, 100, SAMPLES])
+def test_clips_have_any_length(t):
+    y = tiny().eval().sample(2, t, random())
+    assert y.shape == (2, t) and y.isfinite().all()
+
+
+def test_weights_come_back(tmp_path):
+    model, x = tiny().train(), scale_clips("valid").waves[:8]
+    clip_rq_loss(model, x, random())  # the codebooks begin
+    save_weights(model.eval(), tmp_path / "rq.safetensors", dtype=torch.float32)
+    again = ClipRQ(CONFIG)
+    load_weights(again, tmp_path / "rq.safetensors")
+    assert torch.equal(again.eval().sample(2, 64, random()), model.sample(2, 64, random()))
+
+
+def test_a_row_holds_what_the_table_shows():
+    row = measured("rq", "scale", "smoke", 0, False)
+    assert row["nats"] != row["nats"] and 0 <= row["off"] <= 1 and row["parameters"] > 0 and len(row["pitches"].split()) == 24
