@@ -173,4 +173,4 @@ def load_clip_rq(sounds:str="scale", preset=None, seed:int=0): # -> ClipRQ, head
     return trained("rq-clips", sounds, "all", ClipRQ, clip_rq_loss, lambda: items(sounds), *RQS[preset_name(preset)], preset, seed)
 
 
-FAMILIES["rq"] = Family(load_clip_rq, "likelihood")
+FAMILIES["rq"] = Family(load_clip_rq, "hierarchical")
