@@ -267,10 +267,10 @@ def asked(sounds:str, n:int, generator=None): # -> what to play (n, classes + pi
     return told_of(*(torch.randint(most, (n,), generator=generator) for most in (names, len(PITCHES))), names)
 
 # %% ../nbs/86_coverage.ipynb #4d167414
-def over_runs(values, form:str="{:.2f}"): # of training runs, format of one -> str: the mean, and lowest to highest where there are several
+def over_runs(values, form:str="{:.2f}"): # of training runs, format of one -> str: the mean, and lowest to highest where they differ
     "NaN is left out; a dash where nothing is left."
     values = [v for v in values if v == v]
     if not values:
         return "-"
-    ends = f" ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else ""
-    return form.format(sum(values) / len(values)) + ends
+    low, high = form.format(min(values)), form.format(max(values))
+    return form.format(sum(values) / len(values)) + (f" ({low} to {high})" if low != high else "")
