@@ -86,9 +86,6 @@ def test_sizes_and_bad_input():
             draw(model, 0, 3)
         with pytest.raises(ValueError, match="shape"):
             model.log_prob(torch.zeros(4))
-    for name in ("samplernn", "strided", "codes"):
-        with pytest.raises(ValueError, match="told"):
-            FAMILIES[name].load(told=True)
     with pytest.raises(ValueError, match="heads must be even"):
         StridedConfig(heads=3)
     with pytest.raises(ValueError, match="frame must be at least 1"):
