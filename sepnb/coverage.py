@@ -5,21 +5,24 @@
 # %% auto #0
 __all__ = ['SAMPLES', 'PITCHES', 'LEVELS', 'CLIPS', 'STARTS', 'EIGHTHS', 'SOUNDS', 'PER', 'LOWEST', 'HIGHEST', 'PARTIALS',
            'FLOOR', 'NEAR', 'OFF', 'BINS', 'PARAMETERS', 'FAMILIES', 'hertz', 'Clips', 'told_of', 'ToldClips', 'parted',
-           'scale_clips', 'note_clips', 'tune_of', 'to_bands', 'magnitudes', 'banded', 'profiles', 'Known', 'known',
-           'Heard', 'hear', 'histograms', 'variation', 'coverage', 'wanted_of', 'Family', 'items', 'asked', 'over_runs']
+           'scale_clips', 'note_clips', 'tune_of', 'packed', 'unpacked', 'to_bands', 'magnitudes', 'banded', 'profiles',
+           'Known', 'known', 'Heard', 'hear', 'histograms', 'variation', 'coverage', 'wanted_of', 'Family', 'items',
+           'asked', 'over_runs']
 
 # %% ../nbs/86_coverage.ipynb #f5386d93
-import math
+import base64, math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from .audio import RATE
 from .nsynth import AUDIBLE, FAMILIES as INSTRUMENTS, notes_of
+from .quantize import mulaw_decode, mulaw_encode
 from .registry import Registry
 from .toy import SOURCES, waveform
 
@@ -113,6 +116,14 @@ def tune_of(waves, fade:int=160): # (n, t), samples -> (n t,)
     "Clips one after another, each faded in and out."
     t = torch.arange(waves.shape[1])
     return (waves * (torch.minimum(t + 1, waves.shape[1] - t) / fade).clamp(0, 1)).flatten()
+
+# %% ../nbs/86_coverage.ipynb #05ddd847
+def packed(clips): # (n, t) -> str, mu-law codes of 8 bits, as a table can hold them
+    return base64.b64encode(mulaw_encode(clips.clamp(-1, 1)).byte().numpy().tobytes()).decode()
+
+
+def unpacked(text:str, t:int=SAMPLES): # samples of a clip -> (n, t)
+    return mulaw_decode(torch.from_numpy(np.frombuffer(base64.b64decode(text), np.uint8).copy()).long()).view(-1, t)
 
 # %% ../nbs/86_coverage.ipynb #94c2c1a9
 PER, LOWEST, HIGHEST = 3, 69, 123 # bands to a semitone; MIDI numbers

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HISS', 'PIECE', 'WAVENETS', 'FLOWS', 'VAES', 'SCORES', 'RQS', 'ClipWaveNet', 'clip_wavenet_loss', 'load_clip_wavenet',
-           'ClipFlow', 'load_clip_flow', 'ClipVAE', 'clip_vae', 'load_clip_vae', 'ClipScore', 'clip_score_loss',
-           'load_clip_score', 'RQConfig', 'ClipRQ', 'clip_rq_loss', 'load_clip_rq']
+           'load_clip_flow', 'ClipVAE', 'clip_vae', 'load_clip_vae', 'ClipScore', 'clip_score_loss', 'load_clip_score',
+           'RQConfig', 'ClipRQ', 'clip_rq_loss', 'load_clip_rq']
 
 # %% ../nbs/87_familiar.ipynb #606cf834
 from dataclasses import dataclass, replace
@@ -60,21 +60,14 @@ def load_clip_wavenet(sounds:str="scale", preset=None, seed:int=0, told:bool=Fal
 FAMILIES["wavenet"] = Family(load_clip_wavenet, "likelihood", "mass", told=True)
 
 # %% ../nbs/87_familiar.ipynb #6402187c
-class ClipFlow(FloWaveNet):
-    "A FloWaveNet as a family: nothing is told."
-
-    def sample(self, n, t, generator=None, told=None): # -> (n, t)
-        return super().sample(n, t, generator)
-
-
 FLOWS = {"smoke": (FloWaveNetConfig(3, 2, 2, width=8), Recipe(steps=10, batch=4, frame=SAMPLES, lr=2e-3, clip=1.0)),
          "laptop": (FloWaveNetConfig(6, 4, 4, width=14), Recipe(steps=1800, batch=4, frame=SAMPLES, lr=2e-3, gamma=0.5, clip=1.0, ema=0.99)),
          "paper": (FloWaveNetConfig(8, 6, 10, width=48), Recipe(steps=150_000, batch=5, frame=SAMPLES, lr=1e-4))}
 
 
-def load_clip_flow(sounds:str="scale", preset=None, seed:int=0): # -> ClipFlow, header of its weights
+def load_clip_flow(sounds:str="scale", preset=None, seed:int=0): # -> FloWaveNet, header of its weights
     "At the landscape's budget; trained first where its weights are missing, which takes minutes."
-    return trained("flow-clips", sounds, "all", ClipFlow, noisy_nll((HISS,)), lambda: items(sounds), *FLOWS[preset_name(preset)], preset, seed)
+    return trained("flow-clips", sounds, "all", FloWaveNet, noisy_nll((HISS,)), lambda: items(sounds), *FLOWS[preset_name(preset)], preset, seed)
 
 
 FAMILIES["flowavenet"] = Family(load_clip_flow, "likelihood", "density")
@@ -86,7 +79,7 @@ class ClipVAE(VAE):
     def log_prob(self, x, sigma=None): # (b, t) -> (b,) nats
         return super().log_prob(hissing(x, torch.Generator().manual_seed(0)))
 
-    def sample(self, n, t, generator=None, told=None): # t: samples of the config at most -> (n, t)
+    def sample(self, n, t, generator=None): # t: samples of the config at most -> (n, t)
         return super().sample(n, generator=generator)[:, :t]
 
 
@@ -116,7 +109,7 @@ class ClipScore(BlackBox):
         error = (self.denoise(x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma) - x).square().mean(1)
         return ((1 / sigma**2 + 1 / self.config.data**2) * error).mean()
 
-    def sample(self, n, t, generator=None, told=None, steps:int=40): # -> (n, t)
+    def sample(self, n, t, generator=None, steps:int=40): # -> (n, t)
         return super().sample(n, t, generator, steps)
 
 
@@ -139,9 +132,14 @@ FAMILIES["score"] = Family(load_clip_score, "likelihood", "density")
 # %% ../nbs/87_familiar.ipynb #39a9ec51
 @dataclass(frozen=True)
 class RQConfig:
-    "Of the autoencoder and of the transformer, which must have as many stages and codes."
+    "Of the autoencoder and of the transformer. ValueError where they differ in codebooks or codes."
     autoencoder: RQVAEConfig = RQVAEConfig(10, (8, 8), (4, 4), 2, 128, skips=False)
     prior: RQTransformerConfig = RQTransformerConfig(2, 128, 40, 4, 3, 64, 40, 1)
+
+    def __post_init__(self):
+        a, b = self.autoencoder, self.prior
+        if (a.quantizers, a.codes) != (b.quantizers, b.codes):
+            raise ValueError(f"the autoencoder has {a.quantizers} codebooks of {a.codes} codes and the transformer {b.quantizers} of {b.codes}; they must be as many")
 
 
 class ClipRQ(Prior):
@@ -152,7 +150,7 @@ class ClipRQ(Prior):
         super().__init__(config)
         self.autoencoder, self.prior = RQVAE(config.autoencoder, 1), RQTransformer(config.prior)
 
-    def sample(self, n, t, generator=None, told=None): # -> (n, t)
+    def sample(self, n, t, generator=None): # -> (n, t)
         return self.autoencoder.decode(self.prior.sample(n, -(-t // self.config.autoencoder.fold), generator), t)[:, 0]
 
 

@@ -148,9 +148,7 @@ class Codes(Prior):
         return self.prior.log_prob(codes[..., None]).sum((1, 2)) + self.autoencoder.log_prob_given(x, codes)
 
     @torch.no_grad()
-    def sample(self, n, t, generator=None, told=None): # -> (n, t)
-        if told is not None:
-            raise ValueError("these codes cannot be told what to play; leave told out")
+    def sample(self, n, t, generator=None): # -> (n, t)
         codes = self.prior.sample(n, -(-t // self.config.hop), generator)[..., 0]
         return self.autoencoder.decode(codes, generator)[:, :t]
 

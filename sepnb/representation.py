@@ -5,22 +5,20 @@
 # %% auto #0
 __all__ = ['ITERATIONS', 'SHORT', 'PARTIALS', 'LEAST', 'REPRESENTATIONS', 'REPRESENTED', 'WITHIN', 'DRAWN', 'KEPT', 'from_codes',
            'from_magnitudes', 'complex_parts', 'from_parts', 'found_pitch', 'sines', 'dsp_parameters', 'from_dsp',
-           'Representation', 'count', 'sized', 'values_of', 'represented', 'packed', 'unpacked', 'judged_back',
-           'landscape_representation']
+           'Representation', 'count', 'sized', 'values_of', 'represented', 'judged_back', 'landscape_representation']
 
 # %% ../nbs/96_representation.ipynb #1e8354bd
-import base64, math, time
+import math, time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
 from .audio import RATE, istft, stft
-from .coverage import PITCHES, SAMPLES, SOUNDS, coverage, hertz
+from .coverage import PITCHES, SAMPLES, SOUNDS, coverage, hertz, packed
 from .quantize import mulaw_decode, mulaw_encode
 from .spectral import from_logs, log_magnitudes, with_phases
 from .store import experiment
@@ -117,7 +115,7 @@ REPRESENTATIONS = {
 
 # %% ../nbs/96_representation.ipynb #2feefcc0
 REPRESENTED = {"smoke": (40_000, 4, 64, 8, 1, Recipe(steps=5, batch=8, lr=2e-3)), # parameters, latents, clips to train on, clips to judge, seeds, recipe
-               "laptop": (1_000_000, 16, 4000, 100, 1, Recipe(steps=2000, batch=64, lr=2e-3, gamma=0.5, clip=1000.0)),
+               "laptop": (1_000_000, 16, 4000, 100, 3, Recipe(steps=2000, batch=64, lr=2e-3, gamma=0.5, clip=1000.0)),
                "paper": (10_000_000, 32, 8000, 500, 5, Recipe(steps=100_000, batch=128, lr=5e-4, gamma=0.5, clip=1000.0))}
 
 
@@ -154,14 +152,6 @@ def represented(name:str, sounds:str, preset:str, seed:int=0): # one of REPRESEN
 
 # %% ../nbs/96_representation.ipynb #236484f2
 DRAWN, KEPT = {"smoke": 8, "laptop": 256, "paper": 2000}, 8 # clips that are drawn; that are kept with the result, to be heard
-
-
-def packed(x): # (b, t) -> str, mu-law codes
-    return base64.b64encode(mulaw_encode(x.clamp(-1, 1)).byte().numpy().tobytes()).decode()
-
-
-def unpacked(text:str): # -> (b, t)
-    return mulaw_decode(torch.from_numpy(np.frombuffer(base64.b64decode(text), np.uint8).copy()).long()).view(-1, SAMPLES)
 
 
 def judged_back(back, values, copies, drawn, clips, sounds): # way back; values of clips, what the model makes of them, its draws -> dict

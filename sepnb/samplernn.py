@@ -105,7 +105,7 @@ class SampleRNN(Tiers):
         said, _ = self.slow(past[:, : t + -t % frame].unflatten(1, (-1, frame)))
         return self.fast(past[:, : frame + t - 1], said[:, :t])
 
-    def sample(self, n, t, generator=None, told=None): # -> (n, t); nothing is told
+    def sample(self, n, t, generator=None): # -> (n, t)
         return mulaw_decode(drawn_codes(self, n, t, generator), self.config.classes)
 
     @property

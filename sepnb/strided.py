@@ -104,7 +104,7 @@ class Strided(CodePrior):
             h = block(h)
         return self.head(self.norm(h))
 
-    def sample(self, n, t, generator=None, told=None): # -> (n, t); nothing is told
+    def sample(self, n, t, generator=None): # -> (n, t)
         "In groups of 256 streams, since their keys and values take room."
         groups = [strided_codes(self, min(256, n - i), t, generator) for i in range(0, n, 256)]
         return mulaw_decode(torch.cat(groups), self.config.classes)

@@ -131,5 +131,3 @@ def test_bad_input():
     model = tiny()
     with pytest.raises(ValueError, match="multiple of 4 samples, got 15"):
         model.log_prob(torch.zeros(1, 15))
-    with pytest.raises(ValueError, match="cannot be told"):
-        model.sample(1, 16, told=torch.ones(1, 28))

@@ -1,4 +1,6 @@
 """Families of the landscape: what cannot be told refuses, and an RQ-VAE with its transformer learns, is stored and draws."""
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -26,6 +28,11 @@ def test_what_cannot_be_told_refuses():
         if not family.told:
             with pytest.raises(ValueError, match="cannot be told"):
                 family.load("scale", "smoke", told=True)
+
+
+def test_both_parts_have_the_same_codes():
+    with pytest.raises(ValueError, match="2 codebooks of 9 codes and the transformer 2 of 8"):
+        replace(CONFIG, autoencoder=replace(CONFIG.autoencoder, codes=9))
 
 
 def test_both_parts_learn_from_one_loss():
