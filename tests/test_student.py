@@ -1,0 +1,82 @@
+"""A student of a WaveNet: the sinusoids that it hears, what it is told, and who learns."""
+import pytest
+import torch
+
+from sepnb.audio import RATE
+from sepnb.coverage import PITCHES, SAMPLES, hertz, items
+from sepnb.student import Student, StudentConfig, Teacher, TeacherConfig, distilled, partials_of
+
+SMALL = StudentConfig(2, 3, 8, 8, told=28, partials=3)
+
+
+def random(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def tiny(config=SMALL):
+    torch.manual_seed(0)
+    return Student(config)
+
+
+def told(pitch, n=1): # place in PITCHES -> (n, 28), of the first class
+    rows = torch.zeros(n, 28)
+    rows[:, 0], rows[:, 4 + pitch] = 1, 1
+    return rows
+
+
+@pytest.mark.parametrize("place", [0, 11, len(PITCHES) - 1])
+def test_partials_are_multiples_of_the_pitch(place):
+    h = partials_of(torch.tensor([place]), 12, RATE, random())[0]
+    f = hertz(PITCHES[place])
+    for k in range(1, 13):
+        for wave in (h[:, k - 1], h[:, 11 + k]):
+            if k * f < RATE / 2:
+                assert abs(torch.fft.rfft(wave).abs().argmax().item() - k * f) <= 1  # bins of 1 Hz
+            else:
+                assert not wave.any()
+
+
+def test_partials_begin_together():
+    "All of a clip are moved by the same time, so that one phase is drawn and not one for each partial"
+    h = partials_of(torch.tensor([3]), 4, SAMPLES, random())[0]
+    first = torch.atan2(h[:, 0], h[:, 4])
+    for k in (2, 3, 4):
+        assert torch.allclose(h[:, k - 1], (k * first).sin(), atol=1e-4)
+
+
+def test_phases_are_drawn_for_every_clip():
+    h = partials_of(torch.zeros(500, dtype=torch.long), 1, 1, random())[:, 0]
+    phase = torch.atan2(h[:, 0], h[:, 1]) / (2 * torch.pi) % 1
+    assert torch.histc(phase, 5, 0, 1).min() > 60  # 100 are expected
+
+
+def test_it_hears_the_pitch_that_is_told():
+    z, model = torch.randn(2, 64), tiny()
+    assert torch.equal(model.heard(z, told(5, 2), random()), partials_of(torch.tensor([5, 5]), 3, 64, random()))
+
+
+def test_told_nothing_it_hears_any():
+    h = tiny(StudentConfig(2, 3, 8, 8, partials=1)).heard(torch.zeros(200, RATE // 10), None, random())
+    assert len({int(torch.fft.rfft(w).abs().argmax()) for w in h[..., 0]}) > 15
+
+
+def test_without_partials_it_hears_noise_alone():
+    assert tiny(StudentConfig(2, 3, 8, 8, partials=0)).heard(torch.zeros(2, 10), None, random()).shape == (2, 10, 0)
+
+
+def test_clips_follow_from_a_generator():
+    model = tiny()
+    a, b = (model.sample(2, 100, random(), told=told(0, 2)) for _ in range(2))
+    assert torch.equal(a, b) and not torch.equal(a[0], a[1]) and a.isfinite().all()
+
+
+def test_the_student_learns_and_the_teacher_does_not():
+    model = tiny()
+    torch.manual_seed(1)
+    teacher = Teacher(TeacherConfig(3, 8, 8, told=28)).requires_grad_(False)
+    rows = torch.stack([items("scale", "train", True)[i] for i in range(4)])
+    loss = distilled(teacher, 1.0)
+    loss(model, rows, random()).backward()
+    assert loss(model, rows, random()).item() == loss(model, rows, random()).item()
+    assert all(p.grad is not None for p in model.parameters()) and any(p.grad.abs().max() > 0 for p in model.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
