@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sepnb.coverage import FAMILIES, SAMPLES, scale_clips
+from sepnb.coverage import FAMILIES, SAMPLES, hear, scale_clips
 from sepnb.familiar import RQS, ClipRQ, clip_rq_loss
-from sepnb.landscape import measured
+from sepnb.landscape import UP, measured, told_tune
 from sepnb.registry import discover
 from sepnb.store import load_weights, save_weights
 
@@ -78,3 +78,12 @@ def test_weights_come_back(tmp_path):
 def test_a_row_holds_what_the_table_shows():
     row = measured("rq", "scale", "smoke", 0, False)
     assert row["nats"] != row["nats"] and 0 <= row["off"] <= 1 and row["parameters"] > 0 and len(row["pitches"].split()) == 24
+
+
+def test_a_tune_is_played_as_told():
+    x = told_tune("true clips", "saw").view(28, SAMPLES)
+    heard = hear(x, "scale")
+    assert heard.pitches.tolist() == UP + UP[::-1] and (heard.classes == scale_clips("test").names.index("saw")).all()
+    assert told_tune("ddsp", preset="smoke").shape == (28 * SAMPLES,)
+    with pytest.raises(ValueError, match="cannot be told"):
+        told_tune("rq", preset="smoke")
