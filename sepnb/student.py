@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['KEEP', 'BANDS', 'TEACHERS', 'STUDENTS', 'HEARD', 'HELP', 'TeacherConfig', 'causal_stack', 'next_normal', 'Teacher',
            'CachedStack', 'StudentConfig', 'partials_of', 'Student', 'divergence', 'level', 'band_error',
-           'distillation_loss', 'teacher_loss', 'load_teacher', 'load_student', 'distilled', 'helped', 'silence']
+           'distillation_loss', 'teacher_loss', 'load_teacher', 'load_student', 'distilled', 'as_heard', 'helped',
+           'silence']
 
 # %% ../nbs/94_student.ipynb #c29f5e61
 import math, time
@@ -201,25 +202,31 @@ HEARD = {"smoke": 8, "laptop": 256, "paper": 1000} # clips
 HELP = {"sinusoids, loss on spectra": (True, True), "loss on spectra": (False, True), "sinusoids": (True, False), "neither": (False, False)}
 
 
-def helped(preset, sinusoids:bool, spectra:bool): # -> dict
-    "One training run, told class and pitch, and what it comes to."
-    (config, recipe), teacher = _at(STUDENTS, preset, "scale", True), load_teacher("scale", preset, told=True)[0]
+def as_heard(y, told, beside): # clips, what was told, clips of the teacher that was told the same -> dict
+    right = (hear(y, "scale").pitches == told[:, -len(PITCHES) :].argmax(1)).float().mean().item()
+    return dict(louder=10 * (y.square().mean() / beside.square().mean()).log10().item(), right=right, **coverage(y, "scale"), clips=packed(y[:12]))
+
+
+def helped(teacher, preset, told, beside, sinusoids:bool, spectra:bool): # a Teacher, what to play, what the teacher plays then -> dict
+    "A training run of a student, and what it comes to."
+    config, recipe = _at(STUDENTS, preset, "scale", True)
     torch.manual_seed(0)
     model, start = Student(config if sinusoids else replace(config, partials=0)), time.process_time()
     fit(model, distilled(teacher, BANDS * spectra), items("scale", "train", True), recipe, progress=False)
     spent, g = time.process_time() - start, torch.Generator().manual_seed(1000)
-    told = asked("scale", HEARD[preset], g)
     with torch.no_grad():
         y, mean, log_std = model(torch.randn(len(told), SAMPLES, generator=g), told, g)
         apart = divergence(mean, log_std, *next_normal(teacher.stack, y, told)).mean().item()
-        louder = 10 * (y.square().mean() / teacher.sample(len(told), SAMPLES, g, told=told).square().mean()).log10().item()
-    right = (hear(y, "scale").pitches == told[:, -len(PITCHES) :].argmax(1)).float().mean().item()
-    return dict(cpu_minutes=round(spent / 60, 2), apart=apart, louder=louder, right=right, **coverage(y, "scale"), clips=packed(y[:12]))
+    return dict(cpu_minutes=round(spent / 60, 2), apart=apart, **as_heard(y, told, beside))
 
 
 @experiment("landscape-silence")
-def silence(preset): # -> DataFrame, a row for every kind of help
-    "What students of one teacher play with and without sinusoids and a loss on spectra."
-    frame = pd.DataFrame([dict(help=name, **helped(preset, *which)) for name, which in tqdm(HELP.items())])
-    frame.attrs.update(data="clips of the scale, generated", items=HEARD[preset], steps=STUDENTS[preset][1].steps)
+def silence(preset): # -> DataFrame, a row for the teacher and for every kind of help
+    "What students of one teacher play with and without sinusoids and a loss on spectra; all are told class and pitch."
+    (teacher, meta), g = load_teacher("scale", preset, told=True), torch.Generator().manual_seed(1000)
+    told = asked("scale", HEARD[preset], g)
+    beside = teacher.sample(len(told), SAMPLES, g, told=told)
+    rows = [dict(help="the teacher", cpu_minutes=round(meta["cpu_seconds"] / 60, 2), **as_heard(beside, told, beside))]
+    frame = pd.DataFrame(rows + [dict(help=name, **helped(teacher, preset, told, beside, *which)) for name, which in tqdm(HELP.items())])
+    frame.attrs.update(data="clips of the scale, generated", items=len(told), steps=STUDENTS[preset][1].steps)
     return frame
