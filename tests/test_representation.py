@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from sepnb.coverage import PITCHES, SAMPLES, hertz, note_clips, scale_clips
-from sepnb.representation import PARTIALS, REPRESENTATIONS, count, dsp_parameters, found_pitch, from_dsp, packed, sized, unpacked
+from sepnb.coverage import PITCHES, SAMPLES, hertz, note_clips, packed, scale_clips, unpacked
+from sepnb.representation import PARTIALS, REPRESENTATIONS, count, dsp_parameters, found_pitch, from_dsp, sized
 from sepnb.toy import waveform
 from sepnb.vocoder import nearness, some_of
 
