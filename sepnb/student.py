@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from .audio import RATE
 from .blocks import GatedStack, gate
 from .coverage import FAMILIES, PITCHES, SAMPLES, Family, asked, coverage, hear, hertz, items, packed, parted
+from .ddsp import pitch_of
 from .familiar import HISS
 from .presets import trained
 from .registry import preset_name
@@ -118,12 +119,10 @@ class Student(Prior):
         super().__init__(config)
         self.flows = nn.ModuleList(causal_stack(config, 1 + 2 * config.partials, last_zero=True) for _ in range(config.flows))
 
-    def heard(self, z, told=None, generator=None): # (b, t) noise, (b, told) or None -> (b, t, 2 partials), of the pitch that is told or of any
-        pitches = torch.randint(len(PITCHES), (len(z),), generator=generator, device=z.device) if told is None else told[:, -len(PITCHES) :].argmax(1)
-        return partials_of(pitches, self.config.partials, z.shape[1], generator)
-
-    def forward(self, z, told=None, generator=None): # (b, t) noise -> x, and its mean and log standard deviation given all that is drawn before, (b, t) each
-        x, mean, log_std, beside = z, torch.zeros_like(z), torch.zeros_like(z), self.heard(z, told, generator)
+    def forward(self, z, told=None, pitches=None, generator=None): # (b, t) noise; (b, told); places in PITCHES (b,), drawn evenly where they are None -> x, and its mean and log standard deviation given all that is drawn before, (b, t) each
+        if pitches is None:
+            pitches = torch.randint(len(PITCHES), (len(z),), generator=generator, device=z.device) if told is None else told[:, -len(PITCHES) :].argmax(1)
+        x, mean, log_std, beside = z, torch.zeros_like(z), torch.zeros_like(z), partials_of(pitches, self.config.partials, z.shape[1], generator)
         for stack in self.flows:
             m, s = next_normal(stack, x, told, beside)
             x, mean, log_std = x * s.exp() + m, mean * s.exp() + m, log_std + s
@@ -131,7 +130,7 @@ class Student(Prior):
 
     @torch.no_grad()
     def sample(self, n, t, generator=None, told=None): # -> (n, t)
-        return self(torch.randn(n, t, generator=generator), told, generator)[0]
+        return self(torch.randn(n, t, generator=generator), told, generator=generator)[0]
 
 # %% ../nbs/94_student.ipynb #ccda316e
 def divergence(mean, log_std, other, other_log_std): # of normal densities -> KL(first, second), nats
@@ -143,9 +142,9 @@ def level(x, window:int=512): # (b, t) -> (b, bins), root mean square of each ba
     return spectrum.abs().square().mean(-1).add(1e-6).sqrt()
 
 
-def band_error(x, y, paired:bool): # (b, t) each, whether clip by clip or in the mean of the batch -> scalar, 1 for silence
+def band_error(x, y): # (b, t) each -> scalar, 1 for silence
+    "The mean over clips of the distance of levels from those of y, relative to these."
     a, b = level(x), level(y)
-    a, b = (a, b) if paired else (v.square().mean(0, keepdim=True).sqrt() for v in (a, b))
     return ((a - b).norm(dim=1) / b.norm(dim=1)).mean()
 
 # %% ../nbs/94_student.ipynb #ebbeec28
@@ -153,12 +152,13 @@ KEEP, BANDS = 1.0, 16.0 # weights of the squared difference of log deviations, a
 
 
 def distillation_loss(teacher, bands, model, x, generator=None): # a Teacher, weight of the spectra, a Student, clips or rows of `ToldClips` -> scalar, nats a sample and the rest
-    "What the student lowers. The clips give the spectra alone, and what is told."
+    "What the student lowers. The clips give the spectra, the pitches that it hears, and what is told."
     x, told = parted(x) if model.config.told else (x, None)
-    y, mean, log_std = model(torch.randn(x.shape, generator=generator, device=x.device), told, generator)
+    pitches = (pitch_of(x) - PITCHES[0]).round().long().clamp(0, len(PITCHES) - 1) if told is None else None
+    y, mean, log_std = model(torch.randn(x.shape, generator=generator, device=x.device), told, pitches, generator)
     wanted = next_normal(teacher.stack, y, told)
     apart = (divergence(mean, log_std, *wanted) + KEEP * (log_std - wanted[1]).square()).mean()
-    return apart + bands * band_error(y, x, told is not None)
+    return apart + bands * band_error(y, x)
 
 
 def teacher_loss(model, x, generator=None): # clips or rows of `ToldClips` -> scalar, nats a sample
@@ -215,7 +215,7 @@ def helped(teacher, preset, told, beside, sinusoids:bool, spectra:bool): # a Tea
     fit(model, distilled(teacher, BANDS * spectra), items("scale", "train", True), recipe, progress=False)
     spent, g = time.process_time() - start, torch.Generator().manual_seed(1000)
     with torch.no_grad():
-        y, mean, log_std = model(torch.randn(len(told), SAMPLES, generator=g), told, g)
+        y, mean, log_std = model(torch.randn(len(told), SAMPLES, generator=g), told, generator=g)
         apart = divergence(mean, log_std, *next_normal(teacher.stack, y, told)).mean().item()
     return dict(cpu_minutes=round(spent / 60, 2), apart=apart, **as_heard(y, told, beside))
 
