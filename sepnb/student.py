@@ -151,14 +151,14 @@ def band_error(x, y): # (b, t) each -> scalar, 1 for silence
 KEEP, BANDS = 1.0, 16.0 # weights of the squared difference of log deviations, and of the loss on spectra
 
 
-def distillation_loss(teacher, bands, model, x, generator=None): # a Teacher, weight of the spectra, a Student, clips or rows of `ToldClips` -> scalar, nats a sample and the rest
+def distillation_loss(teacher, teaches, bands, model, x, generator=None): # a Teacher, its weight and that of the spectra, a Student, clips or rows of `ToldClips` -> scalar, nats a sample and the rest
     "What the student lowers. The clips give the spectra, the pitches that it hears, and what is told."
     x, told = parted(x) if model.config.told else (x, None)
     pitches = (pitch_of(x) - PITCHES[0]).round().long().clamp(0, len(PITCHES) - 1) if told is None else None
     y, mean, log_std = model(torch.randn(x.shape, generator=generator, device=x.device), told, pitches, generator)
     wanted = next_normal(teacher.stack, y, told)
     apart = (divergence(mean, log_std, *wanted) + KEEP * (log_std - wanted[1]).square()).mean()
-    return apart + bands * band_error(y, x)
+    return teaches * apart + bands * band_error(y, x)
 
 
 def teacher_loss(model, x, generator=None): # clips or rows of `ToldClips` -> scalar, nats a sample
@@ -187,19 +187,19 @@ def load_teacher(sounds:str="scale", preset=None, seed:int=0, told:bool=False): 
 def load_student(sounds:str="scale", preset=None, seed:int=0, told:bool=False): # -> Student, header of its weights
     "Of a teacher of the same seed, whose training counts in the seconds of the header; trained first where weights are missing, which takes minutes."
     teacher, before = load_teacher(sounds, preset, seed, told)
-    model, meta = trained("student" + "-told" * told, sounds, "all", Student, distilled(teacher, BANDS), lambda: items(sounds, "train", told), *_at(STUDENTS, preset, sounds, told), preset, seed)
+    model, meta = trained("student" + "-told" * told, sounds, "all", Student, distilled(teacher), lambda: items(sounds, "train", told), *_at(STUDENTS, preset, sounds, told), preset, seed)
     return model, meta | {k: before[k] + meta[k] for k in ("seconds", "cpu_seconds")}
 
 
-def distilled(teacher, bands): # -> loss(model, x, generator)
-    return partial(distillation_loss, teacher, bands)
+def distilled(teacher, teaches=1.0, bands=BANDS): # -> loss(model, x, generator)
+    return partial(distillation_loss, teacher, teaches, bands)
 
 
 FAMILIES["student"] = Family(load_student, "distilled", "", told=True)
 
 # %% ../nbs/94_student.ipynb #0a4ce3bf
 HEARD = {"smoke": 8, "laptop": 256, "paper": 1000} # clips
-HELP = {"sinusoids, loss on spectra": (True, True), "loss on spectra": (False, True), "sinusoids": (True, False), "neither": (False, False)}
+HELP = {"all": (True, 1.0, BANDS), "no sinusoids": (False, 1.0, BANDS), "no loss on spectra": (True, 1.0, 0.0), "neither": (False, 1.0, 0.0), "no teacher": (True, 0.0, BANDS)} # sinusoids, weights of the teacher and of the spectra
 
 
 def as_heard(y, told, beside): # clips, what was told, clips of the teacher that was told the same -> dict
@@ -207,12 +207,12 @@ def as_heard(y, told, beside): # clips, what was told, clips of the teacher that
     return dict(louder=10 * (y.square().mean() / beside.square().mean()).log10().item(), right=right, **coverage(y, "scale"), clips=packed(y[:12]))
 
 
-def helped(teacher, preset, told, beside, sinusoids:bool, spectra:bool): # a Teacher, what to play, what the teacher plays then -> dict
+def helped(teacher, preset, told, beside, sinusoids:bool, *weights): # a Teacher, what to play, what the teacher plays then, of HELP -> dict
     "A training run of a student, and what it comes to."
     config, recipe = _at(STUDENTS, preset, "scale", True)
     torch.manual_seed(0)
     model, start = Student(config if sinusoids else replace(config, partials=0)), time.process_time()
-    fit(model, distilled(teacher, BANDS * spectra), items("scale", "train", True), recipe, progress=False)
+    fit(model, distilled(teacher, *weights), items("scale", "train", True), recipe, progress=False)
     spent, g = time.process_time() - start, torch.Generator().manual_seed(1000)
     with torch.no_grad():
         y, mean, log_std = model(torch.randn(len(told), SAMPLES, generator=g), told, generator=g)
@@ -222,7 +222,7 @@ def helped(teacher, preset, told, beside, sinusoids:bool, spectra:bool): # a Tea
 
 @experiment("landscape-silence")
 def silence(preset): # -> DataFrame, a row for the teacher and for every kind of help
-    "What students of one teacher play with and without sinusoids and a loss on spectra; all are told class and pitch."
+    "What students of one teacher play, with and without what they learn from; all are told class and pitch."
     (teacher, meta), g = load_teacher("scale", preset, told=True), torch.Generator().manual_seed(1000)
     told = asked("scale", HEARD[preset], g)
     beside = teacher.sample(len(told), SAMPLES, g, told=told)

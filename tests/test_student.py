@@ -83,7 +83,7 @@ def test_the_student_learns_and_the_teacher_does_not():
     torch.manual_seed(1)
     teacher = Teacher(TeacherConfig(3, 8, 8, told=28)).requires_grad_(False)
     rows = torch.stack([items("scale", "train", True)[i] for i in range(4)])
-    loss = distilled(teacher, 1.0)
+    loss = distilled(teacher)
     loss(model, rows, random()).backward()
     assert loss(model, rows, random()).item() == loss(model, rows, random()).item()
     assert all(p.grad is not None for p in model.parameters()) and any(p.grad.abs().max() > 0 for p in model.parameters())
