@@ -48,11 +48,11 @@ def pitch_of(x, # (b, t)
     "The pitch of tones."
     t, e = x.shape[1], x.square().cumsum(1)
     r = 2 * torch.fft.irfft(torch.fft.rfft(x, 2 * t).abs().square())[:, :t] / (e.flip(1) + e[:, -1:] - e + x.square()).clamp_min(1e-9)
-    lag, mid = torch.arange(1, t - 1), r[:, 1:-1]
+    lag, mid = torch.arange(1, t - 1, device=x.device), r[:, 1:-1]
     peak = (mid >= r[:, :-2]) & (mid > r[:, 2:]) & (lag > RATE / hertz(high)) & (lag < RATE / hertz(low))
     at = 1 + (peak & (mid >= 0.8 * mid.where(peak, 0).amax(1, keepdim=True))).int().argmax(1, keepdim=True)
     for times in (n for n in (1, 2, 4, 8, 16) if n * RATE / hertz(low) < 0.6 * t):
-        around = (at * times).round().long().clamp(3, t - 4) + torch.arange(-2, 3)
+        around = (at * times).round().long().clamp(3, t - 4) + torch.arange(-2, 3, device=x.device)
         top = around.gather(1, r.gather(1, around)[:, 1:4].argmax(1, keepdim=True) + 1)
         a, b, c = (r.gather(1, top + d) for d in (-1, 0, 1))
         at = (top + (0.5 * (a - c) / (a - 2 * b + c).clamp_max(-1e-9)).clamp(-0.5, 0.5)) / times  # of the parabola through three lags

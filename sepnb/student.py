@@ -119,7 +119,7 @@ class Student(Prior):
         super().__init__(config)
         self.flows = nn.ModuleList(causal_stack(config, 1 + 2 * config.partials, last_zero=True) for _ in range(config.flows))
 
-    def forward(self, z, told=None, pitches=None, generator=None): # (b, t) noise; (b, told); places in PITCHES (b,), drawn evenly where they are None -> x, and its mean and log standard deviation given all that is drawn before, (b, t) each
+    def forward(self, z, told=None, pitches=None, generator=None): # (b, t) noise; (b, told); places in PITCHES (b,), where they are None those that are told, or else drawn evenly -> x, and its mean and log standard deviation given all that is drawn before, (b, t) each
         if pitches is None:
             pitches = torch.randint(len(PITCHES), (len(z),), generator=generator, device=z.device) if told is None else told[:, -len(PITCHES) :].argmax(1)
         x, mean, log_std, beside = z, torch.zeros_like(z), torch.zeros_like(z), partials_of(pitches, self.config.partials, z.shape[1], generator)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from sepnb.audio import RATE
-from sepnb.coverage import PITCHES, SAMPLES, hertz, items
+from sepnb.coverage import PITCHES, SAMPLES, hertz, items, scale_clips
 from sepnb.student import Student, StudentConfig, Teacher, TeacherConfig, distilled, partials_of
 
 SMALL = StudentConfig(2, 3, 8, 8, told=28, partials=3)
@@ -14,8 +14,12 @@ def random(seed=0):
 
 
 def tiny(config=SMALL):
+    "One that has learned something: a new one passes its noise on"
     torch.manual_seed(0)
-    return Student(config)
+    model = Student(config)
+    with torch.no_grad():
+        [p.add_(0.3 * torch.randn(p.shape)) for p in model.parameters()]
+    return model
 
 
 def told(pitch, n=1): # place in PITCHES -> (n, 28), of the first class
@@ -54,6 +58,7 @@ def test_it_hears_the_pitch_that_is_told():
     z, model = torch.randn(2, 64), tiny()
     for a, b in zip(model(z, told(5, 2), generator=random()), model(z, told(5, 2), torch.tensor([5, 5]), random())):
         assert torch.equal(a, b)
+    assert not torch.equal(model(z, told(5, 2), generator=random())[0], model(z, told(6, 2), generator=random())[0])
 
 
 def test_told_nothing_it_plays_any_pitch():
@@ -70,6 +75,9 @@ def test_without_partials_pitch_is_nothing():
     z, model = torch.randn(2, 64), tiny(StudentConfig(2, 3, 8, 8, partials=0))
     a, b = (model(z, pitches=torch.full((2,), p), generator=random())[0] for p in (0, 20))
     assert torch.equal(a, b)
+    model = tiny(StudentConfig(2, 3, 8, 8, partials=1))
+    a, b = (model(z, pitches=torch.full((2,), p), generator=random())[0] for p in (0, 20))
+    assert not torch.equal(a, b)
 
 
 def test_clips_follow_from_a_generator():
@@ -88,3 +96,23 @@ def test_the_student_learns_and_the_teacher_does_not():
     assert loss(model, rows, random()).item() == loss(model, rows, random()).item()
     assert all(p.grad is not None for p in model.parameters()) and any(p.grad.abs().max() > 0 for p in model.parameters())
     assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_without_weight_the_teacher_has_no_say():
+    rows = torch.stack([items("scale", "train", True)[i] for i in range(4)])
+    losses = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        teacher = Teacher(TeacherConfig(3, 8, 8, told=28))
+        losses.append([distilled(teacher, weight)(tiny(), rows, random()).item() for weight in (0.0, 1.0)])
+    assert losses[0][0] == losses[1][0] and losses[0][1] != losses[1][1]
+
+
+def test_told_nothing_it_learns_with_the_pitch_of_the_recording(monkeypatch):
+    torch.manual_seed(1)
+    model, teacher, seen = tiny(StudentConfig(2, 3, 8, 8, partials=3)), Teacher(TeacherConfig(3, 8, 8)), []
+    forward = Student.forward
+    monkeypatch.setattr(Student, "forward", lambda self, z, told=None, pitches=None, generator=None: seen.append(pitches) or forward(self, z, told, pitches, generator))
+    clips = scale_clips("valid")
+    distilled(teacher)(model, clips.waves[:50], random())
+    assert seen[0].tolist() == clips.pitches[:50].tolist()
