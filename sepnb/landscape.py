@@ -142,4 +142,5 @@ def told_tune(name:str, kind:str="square", preset=None): # of a family that can 
     if name == "true clips":
         return tune_of(torch.stack([clips.waves[(clips.classes == classes[0]) & (clips.pitches == p)][0] for p in pitches]))
     model, _ = FAMILIES[name].load(preset=preset, told=True)
-    return tune_of(drawn(model, len(pitches), SAMPLES, torch.Generator().manual_seed(0), told_of(classes, pitches, len(clips.names))).clamp(-1, 1))
+    told = told_of(classes, pitches, len(clips.names))
+    return tune_of(model.sample(len(told), SAMPLES, torch.Generator().manual_seed(0), told=told).clamp(-1, 1))
