@@ -61,7 +61,7 @@ def landscape_row():
     said = ", ".join(f"{name} {value:.0%}" for name, value in off.items())
     runs = frame.seed.nunique()
     return (f"| {len(names)} families of models on tones of a scale | `sepnb reproduce landscape` | one CPU core | {minutes(*names)} after training, about {frame.cpu_minutes.sum():.0f} min of it | "
-            f"drawn clips that are off, told nothing: {said}; {stored(names[0])[1]['items']} clips, {runs} training run{'s' * (runs > 1)} of each | - |")
+            f"drawn clips that are off, that is, unlike everything on the scale, told nothing: {said}; {stored(names[0])[1]['items']} clips, {runs} training run{'s' * (runs > 1)} of each | - |")
 
 
 def scores(row):
@@ -120,11 +120,15 @@ def world_text(*conditions):
     return "; ".join(f"{c}, median {medians[c]:.1f} dB" for c in conditions)
 
 
+def gains(row):
+    "One row of the table of music on the three test sets: cells, in dB."
+    return " | ".join("{:.1f} ({:.1f} to {:.1f})".format(*by_song(stored(f"separation-songs-{row}-{split}")[0])[:3]) for split in ("test", "test-programs", "test-font"))
+
+
 def songs(row):
-    "One row of the table of music on the three test sets."
-    said = {"test": "dB with instruments that were heard in training", "test-programs": "with others of the same SoundFont", "test-font": "with another SoundFont"}
-    scores = {split: by_song(stored(f"separation-songs-{row}-{split}")[0]) for split in said}
-    return ", ".join(f"{scores[s][0]:.1f} ({scores[s][1]:.1f} to {scores[s][2]:.1f}) {what}" for s, what in said.items())
+    "The same as words."
+    said = ("dB with instruments that were heard in training", "with others of the same SoundFont", "with another SoundFont")
+    return ", ".join(f"{gain} {what}" for gain, what in zip(gains(row).split(" | "), said))
 
 
 def songs_row(row, title, before):
@@ -151,7 +155,7 @@ def stays(top):
 def render():
     "The README as text."
     env = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    names = dict(between_row=between_row, landscape_row=landscape_row, separation_rows=separation_rows, train=train, fig3=fig3, row=row, scores=scores, fig4=fig4, minutes=minutes, beyond_text=beyond_text, world_text=world_text, songs=songs, songs_row=songs_row, found=found, stays=stays, stored=stored, music=music_row,
+    names = dict(between_row=between_row, landscape_row=landscape_row, separation_rows=separation_rows, train=train, fig3=fig3, row=row, scores=scores, fig4=fig4, minutes=minutes, beyond_text=beyond_text, world_text=world_text, gains=gains, songs_row=songs_row, found=found, stays=stays, stored=stored, music=music_row,
                  langevin=langevin, wide=list(staying.LADDERS)[-1])
     return env.from_string((ROOT / "nbs" / "README.md.in").read_text()).render(**names)
 

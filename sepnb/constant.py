@@ -135,12 +135,16 @@ class Asked:
     "What the priors of one kind said, in one convention."
 
     def __init__(self, frame, # of "table1-likelihood"
-                 model:str="flowavenet", convention:str="log_prob"):
+                 model:str="flowavenet", convention:str="log_prob", items:int=60): # in-class waveforms
+        self.items = items
         self.mean, self.sd = lookup(frame, model, convention), lookup(frame, model, convention, "sd")
         self.sigmas = set(self.mean.index.get_level_values("sigma"))
 
     def at(self, name, sigma, s): # -> nats per sample
         return self.mean.loc[(sigma, name), s]
+
+    def ahead(self, name, sigma, s): # -> whether it is more likely than in-class by more than two standard errors of that mean
+        return -self.behind(name, sigma, s) > 2 / self.items**0.5
 
     def behind(self, name, sigma, s): # -> how far below the in-class mean, in standard deviations of in-class waveforms
         return (self.at("in-class", sigma, s) - self.at(name, sigma, s)) / self.sd.loc[(sigma, "in-class"), s]
@@ -168,8 +172,8 @@ def table1_verdicts(frame=None, # of "table1-likelihood"; None means the stored 
 # %% ../nbs/23_constant.ipynb #607af15e
 @claim
 def _zero_is_likely(v):
-    return ("Noise-free, constant 0 is highly likely, except under the square prior", "constant 0 (in-class): " + v.pairs(("0", 0.0), ("in-class", 0.0)),
-            [(v.at("0", 0.0, s) >= v.at("in-class", 0.0, s)) != (s == "square") for s in SOURCES])
+    return ("Noise-free, constant 0 is highly likely, except under the square prior", "constant 0 (in-class): " + v.pairs(("0", 0.0), ("in-class", 0.0)) + f"; rule: ahead by more than two standard errors of {v.items} waveforms, which it is under " + (", ".join(s for s in SOURCES if v.ahead("0", 0.0, s)) or "none"),
+            [v.ahead("0", 0.0, s) != (s == "square") for s in SOURCES])
 
 
 @claim

@@ -280,7 +280,7 @@ def _seeded(bank, P, z, log_std, g, **budget):
 
 STARTS = ("the mix", "own spectra", "dictionaries", "the sources (oracle)")
 INFERENCES = {"Wiener": _once, "MAP": _map, "MAP, long": partial(_map, steps=100), "MCEM": _seeded}
-LONG = {"smoke": dict(rounds=2, burn=1, keep=2), "laptop": dict(rounds=100, burn=10, keep=30), "paper": dict(rounds=100, burn=10, keep=30)} # as its authors
+LONG = {"smoke": dict(rounds=2, burn=1, keep=2), "laptop": dict(rounds=100, burn=10, keep=30), "paper": dict(rounds=100, burn=10, keep=30)} # as many rounds as its authors'
 SONGS = {"smoke": 1, "laptop": 8, "paper": 16} # validation songs
 LONG_SONGS = {"smoke": 1, "laptop": 2, "paper": 16} # of these, for the long chain
 

@@ -208,10 +208,11 @@ def claim_blind(flow, peaks): # rows of fig4 and of peakedness -> claim, ours, v
         part = peaks[(peaks.way == way) & (peaks.sigma == sigma)]
         right, cosine = named_right(flow, way, sigma), part[(part.path == "noise") & (part.position == sigma)].cosine.mean()
         home = {path: points_home(part, path).max() for path in ("bend", "frequency")}
-        asked = (part.path == "bend").sum() // part[part.path == "bend"].position.nunique()
+        bend = part[part.path == "bend"].position.abs()
+        asked, offsets = (bend == bend.iloc[0]).sum(), bend.nunique()
         blind += [right < 0.9 or cosine < 0.5, max(home.values()) < 0.75]
         says.append(f"{way} at {sigma:g}, along noise named right {percent(right)} and cosine of the gradient with the way home {cosine:.2f}, along frequency it points home "
-                    f"from the best offset for {100 * home['bend']:.0f} % (bend) and {100 * home['frequency']:.0f} % (whole) of {asked} waveforms (a coin: 50 %)")
+                    f"from the best of {offsets} offsets for {100 * home['bend']:.0f} % (bend) and {100 * home['frequency']:.0f} % (whole) of {asked} gradients (a coin: 50 %, the best of five coins 60 %)")
     return ("Smooth priors are blind, which is why they cannot be used for separation",
             "our FloWaveNets: " + "; ".join(says) + "; whether they separate is measured in the chapters on separation", judge(blind))
 
