@@ -20,9 +20,11 @@ import pandas as pd
 from . import androids, constant, likelihood, modes, music, peakedness, pitchbasis, presets
 from .audio import RATE
 from .experts import by_song
+from .landscape import when_told
 from .langevin import RULES, tally
 from .likelihood import judge, wilson
 from .musictable import stored as stored_songs
+from .registry import EXPERIMENTS
 from .rqvae import RQVAEConfig
 from .store import result
 from .training import LADDER
@@ -363,7 +365,7 @@ def memory(): # -> DataFrame: reach in samples and bytes kept for training on it
 
 def _depth_is_logarithmic(): # -> ours, verdict
     reach = memory().reach.to_numpy()
-    return f"{memory().layers.iloc[-1]} layers of kernel 2 see {reach[-1]} samples (rule: each further layer doubles what is seen, within 5 %)", judge([(abs(reach[1:] / reach[:-1] / 2 - 1) < 0.05).all()])
+    return f"{memory().layers.iloc[-1]} layers of kernel 2, and the convolution before them, see {reach[-1]} samples (rule: each further layer doubles what is seen, within 5 %)", judge([(abs(reach[1:] / reach[:-1] / 2 - 1) < 0.05).all()])
 
 
 def _memory_is_linear(): # -> ours, verdict
@@ -389,7 +391,7 @@ DIELEMAN = [
     Claim("conditions", "Conditioning is control over what comes out", "speech", "tbl-speech-judged", rows("androids", "Garble is distinctly")),
     Claim("covering", "Likelihood-based models cover modes", "modes", "tbl-modes", rows("modes", "Likelihood covers")),
     Claim("seeking", "Adversarial models seek modes: likelihood pays with what should not be there", "modes", "tbl-modes", rows("modes", "Likelihood pays")),
-    Claim("densely told", "With dense conditioning covering matters less", "modes", "fig-modes-told", rows("modes", "With dense conditioning")),
+    Claim("densely told, in the plane", "With dense conditioning covering matters less", "modes", "fig-modes-told", rows("modes", "With dense conditioning")),
     Claim("WaveNet", "A stack of convolutions that predicts the next sample", "wavenet", "the-model", fixed("built", "plain, told, and as a prior")),
     Claim("dilation", "Dilated convolutions", "blocks", "fig-tree", fixed("drawn", "the past that one output depends on")),
     Claim("WaveGlow, FloWaveNet", "Flows for raw audio", "flowavenet", "fig-flowavenet", fixed("built", "FloWaveNet")),
@@ -404,8 +406,8 @@ DIELEMAN = [
 ]
 
 # %% ../nbs/98_claims.ipynb #31bc4b15
-def played(family, told=False): # name of a family of the landscape -> Series of means over training runs on the scale
-    frame = result(f"landscape-{family}-scale", "laptop")[0]
+def played(family, told=False, sounds="scale"): # name of a family of the landscape -> Series of means over training runs
+    frame = result(f"landscape-{family}-{sounds}", "laptop")[0]
     return frame[frame.told == told].mean(numeric_only=True)
 
 
@@ -420,12 +422,14 @@ AUTOREGRESSIVE, ADVERSARIAL = ("wavenet", "samplernn", "strided"), ("wavegan", "
 
 
 def _diversity(): # -> ours, verdict
-    plays = [n for n in (*AUTOREGRESSIVE, *ADVERSARIAL) if played(n).off < 0.95]
-    pitch, pairs = ({n: played(n)[w] for n in plays} for w in ("pitch", "pairs"))
-    say = lambda values, form: ", ".join(f"{n} {form.format(v)}" for n, v in values.items())
-    likely, other = ([n for n in plays if n in group] for group in (AUTOREGRESSIVE, ADVERSARIAL))
-    parts = [min(pitch[n] for n in other) > max(pitch[n] for n in likely), max(pairs[n] for n in other) < min(pairs[n] for n in likely)]
-    return f"pairs played of 96: {say(pairs, '{:.0f}')}; distance of the histograms of pitch: {say(pitch, '{:.2f}')} (rule: of families that are off in less than 95 % of clips, every adversarial one plays fewer pairs, and is further, than every autoregressive one)", judge(parts)
+    parts, said = [], []
+    for sounds in ("scale", "notes"):
+        of = {n: r for n in (*AUTOREGRESSIVE, *ADVERSARIAL) if (r := played(n, sounds=sounds)).off < 0.95}
+        likely, other = ([of[n] for n in group if n in of] for group in (AUTOREGRESSIVE, ADVERSARIAL))
+        parts += [min(r.pitch for r in other) > max(r.pitch for r in likely), max(r.pairs for r in other) < min(r.pairs for r in likely)]
+        said.append(f"{sounds}: " + ", ".join(f"{n} {r.pairs:.0f} pairs, pitch {r.pitch:.2f}" for n, r in of.items()))
+    return "; ".join(said) + " (rule: of families that are off in less than 95 % of clips, every adversarial one plays fewer pairs, and its histogram of pitches is further off, than every autoregressive one)", judge(parts)
+
 
 # %% ../nbs/98_claims.ipynb #f29f2ca8
 def _dense(): # -> ours, verdict
@@ -433,6 +437,11 @@ def _dense(): # -> ours, verdict
     gains = {n: gap[False][n] - gap[True][n] for n in gap[False]}
     parts = [gains[n] > gains["wavenet"] for n in ADVERSARIAL]
     return "clips off, told nothing and told class and pitch: " + ", ".join(f"{n} {gap[False][n]:.0%} and {gap[True][n]:.0%}" for n in gains) + " (rule: each adversarial family gains more than WaveNet)", judge(parts)
+
+
+def _told_alike(): # -> ours, verdict
+    tests = when_told(pd.concat([result(n, "laptop")[0] for n in EXPERIMENTS.members("landscape") if n.endswith("-scale")]))
+    return "; ".join(f"{t.histogram}s of {t.families}: {t.nothing:.2f} told nothing, {t.told:.2f} told" for t in tests.itertuples()) + " (from the best family to the worst; rule: shrinks in every training run)", judge(list(tests.shrinks == tests.runs))
 
 
 def _feasible(): # -> ours, verdict
@@ -473,6 +482,7 @@ LANDSCAPE = [ # item, says, page, label, function -> (ours, verdict)
     Claim("GAN-TTS", "Several discriminators, on random windows", "adversaries", "discriminators", fixed("built", "several discriminators at once, of whole clips and of tones; no speech, no random windows")),
     Claim("MelGAN", "An adversarial vocoder with discriminators at several scales", "vocoder", "tbl-vocoder", _vocoded("MelGAN")),
     Claim("discriminators", "What does a discriminator of audio need? Resolutions, dilation, invariance to phase", "adversaries", "tbl-discriminators", _judges),
+    Claim("densely told, families", "With dense conditioning covering matters less", "landscape", "tbl-landscape-told", _told_alike),
     Claim("diversity", "Likelihood is preferred in music because diversity counts, and GANs are worse at it", "landscape", "fig-landscape-pitches", _diversity),
     Claim("vocoders", "Model magnitudes, let a vocoder invert them", "vocoder", "tbl-vocoder", _vocoded("STFT loss", "both")),
     Claim("DDSP", "Signal processing inside the network", "ddsp", "what-it-draws", _plays("ddsp")),

@@ -22,7 +22,7 @@ NUMBERED = {
     "Glover 2018": [*(f"Picture {n}" for n in (1, 2, 3)), *(f"Sound {n}" for n in (1, 2, 3))],
     "Foote, Yang & Rohaninejad 2016": [*(f"Picture {n}" for n in range(1, 9)), "Sound 1", "Sound 2"],
     "Dieleman 2020": ["symbols", "guitar", "magnitude, phase", "random phase", "phase", "mu-law", "likelihood", "taxonomy", "autoregression", "flows", "VAE", "adversary", "exotic flavours",
-                      "conditions", "covering", "seeking", "densely told", "WaveNet", "dilation", "SampleRNN", "distilled WaveNets", "WaveGlow, FloWaveNet", "depth", "memory", "discrete autoencoders",
+                      "conditions", "covering", "seeking", "densely told, in the plane", "densely told, families", "WaveNet", "dilation", "SampleRNN", "distilled WaveNets", "WaveGlow, FloWaveNet", "depth", "memory", "discrete autoencoders",
                       "levels of WaveNets", "Wave2Midi2Wave", "sparse attention", "Jukebox", "translation", "death metal", "WaveGAN", "GANSynth", "GAN-TTS", "MelGAN", "EATS", "diversity",
                       "discriminators", "Griffin-Lim", "vocoders", "DDSP", "summary: feasible", "summary: GANs", "summary: structure"],
 }

@@ -1,12 +1,13 @@
 """Families of the landscape: what cannot be told refuses, and an RQ-VAE with its transformer learns, is stored and draws."""
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
 from sepnb.coverage import FAMILIES, SAMPLES, hear, scale_clips
 from sepnb.familiar import RQS, ClipRQ, clip_rq_loss
-from sepnb.landscape import UP, measured, told_tune
+from sepnb.landscape import UP, measured, told_tune, when_told
 from sepnb.registry import discover
 from sepnb.store import load_weights, save_weights
 
@@ -87,3 +88,26 @@ def test_a_tune_is_played_as_told():
     assert told_tune("ddsp", preset="smoke").shape == (28 * SAMPLES,)
     with pytest.raises(ValueError, match="cannot be told"):
         told_tune("rq", preset="smoke")
+
+
+def rows_of(distances):  # {(family, told): levels of the training runs} -> rows as the landscape stores them
+    return pd.DataFrame([dict(family=f, told=t, seed=s, off=0.5, level=v, phase=0.1) for (f, t), levels in distances.items() for s, v in enumerate(levels)])
+
+
+def test_families_that_grow_alike_are_counted():
+    frame = rows_of({("wavenet", False): (0.1, 0.2), ("wavegan", False): (0.5, 0.4), ("wavenet", True): (0.2, 0.3), ("wavegan", True): (0.3, 0.6), ("samplernn", False): (0.9, 0.9)})
+    tests = when_told(frame).set_index(["histogram", "families"])
+    levels = tests.loc["level", "all that play"]
+    assert levels.nothing == pytest.approx(0.3) and levels.told == pytest.approx(0.2) and (levels.shrinks, levels.runs) == (1, 2)  # what cannot be told does not count
+    assert tests.loc["phase", "all that play"].shrinks == 0
+
+
+def test_what_is_given_its_phases_is_counted_apart():
+    frame = rows_of({("wavenet", False): (0.1,), ("ddsp", False): (0.8,), ("wavenet", True): (0.1,), ("ddsp", True): (0.2,)})
+    assert when_told(frame)[lambda t: t.histogram == "level"].nothing.tolist() == pytest.approx([0.7, 0.0])
+
+
+def test_what_never_plays_is_no_test_of_covering():
+    frame = rows_of({("wavenet", False): (0.1,), ("wavegan", False): (0.9,), ("wavenet", True): (0.1,), ("wavegan", True): (0.9,)})
+    frame.loc[frame.family == "wavegan", "off"] = 0.99
+    assert (when_told(frame).nothing == 0).all()

@@ -260,9 +260,10 @@ def test_beyond(used, request):
 
 def test_ablation(used, request):
     frame, info = stored("separation-ablation")
+    assert "validation" in info["data"] and info["items"] == frame["item"].nunique() == 24
     bank = presets.load_bank("wavetable", "toy", PRESET)
     settings = dict(beyond._ablation(bank))
-    for name, i in zip(("4 sweeps, loudest first", "pursuit, no repairs", "pursuit"), three(frame, "separation-ablation")["item"]):
+    for name, i in zip(("1 sweep, loudest first", "4 sweeps, loudest first", "pursuit, no repairs", "pursuit"), [frame["item"].min(), *three(frame, "separation-ablation")["item"]]):
         x = toy.ToyData("valid").batch([int(i)])
         ours = si_sdr_improvement(settings[name](toy.mix(x), bank), x, toy.mix(x))[0]
         was = torch.tensor(frame[(frame.setting == name) & (frame["item"] == i)].si_sdri.to_numpy())
