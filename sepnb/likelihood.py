@@ -130,7 +130,7 @@ def fig3_verdicts(results=None): # {experiment: (DataFrame, info)} to judge; wha
     right = lambda frame, info: f"{info['training_steps']} steps: {100 * accuracy(as_cross(frame)):.1f} % of {4 * info['items']} generated test waveforms named right"
     apart = lambda frame, info: accuracy(as_cross(frame)) > 0.9
     rows = [("FloWaveNet priors tell the sources apart (Fig. 3)", f"our FloWaveNets, {right(*flow)}", judge([apart(*flow)])),
-            ("WaveNet priors do not (Fig. 3)", f"our WaveNets, {right(*wave)}; wired as the paper's released code, {right(*released)}; the paper's own are not at hand",
+            ("WaveNet priors do not (Fig. 3)", f"our WaveNets, {right(*wave)}; wired nearly as the paper's released code, {right(*released)}; the paper's own are not at hand",
              judge([not apart(*wave)]))]
     return pd.DataFrame(rows, columns=["claim", "ours", "verdict"])
 
