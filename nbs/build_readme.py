@@ -121,14 +121,14 @@ def world_text(*conditions):
 
 
 def gains(row):
-    "One row of the table of music on the three test sets: cells, in dB."
-    return " | ".join("{:.1f} ({:.1f} to {:.1f})".format(*by_song(stored(f"separation-songs-{row}-{split}")[0])[:3]) for split in ("test", "test-programs", "test-font"))
+    "One row of the table of music on the three test sets, in dB."
+    return ["{:.1f} ({:.1f} to {:.1f})".format(*by_song(stored(f"separation-songs-{row}-{split}")[0])[:3]) for split in ("test", "test-programs", "test-font")]
 
 
 def songs(row):
     "The same as words."
     said = ("dB with instruments that were heard in training", "with others of the same SoundFont", "with another SoundFont")
-    return ", ".join(f"{gain} {what}" for gain, what in zip(gains(row).split(" | "), said))
+    return ", ".join(f"{gain} {what}" for gain, what in zip(gains(row), said))
 
 
 def songs_row(row, title, before):

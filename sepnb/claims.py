@@ -20,11 +20,10 @@ import pandas as pd
 from . import androids, constant, likelihood, modes, music, peakedness, pitchbasis, presets
 from .audio import RATE
 from .experts import by_song
-from .landscape import when_told
+from .landscape import when_told, whole_table
 from .langevin import RULES, tally
 from .likelihood import judge, wilson
 from .musictable import stored as stored_songs
-from .registry import EXPERIMENTS
 from .rqvae import RQVAEConfig
 from .store import result
 from .training import LADDER
@@ -430,7 +429,6 @@ def _diversity(): # -> ours, verdict
         said.append(f"{sounds}: " + ", ".join(f"{n} {r.pairs:.0f} pairs, pitch {r.pitch:.2f}" for n, r in of.items()))
     return "; ".join(said) + " (rule: of families that are off in less than 95 % of clips, every adversarial one plays fewer pairs, and its histogram of pitches is further off, than every autoregressive one)", judge(parts)
 
-
 # %% ../nbs/98_claims.ipynb #f29f2ca8
 def _dense(): # -> ours, verdict
     gap = {told: {n: played(n, told).off for n in ("wavenet", *ADVERSARIAL)} for told in (False, True)}
@@ -440,7 +438,7 @@ def _dense(): # -> ours, verdict
 
 
 def _told_alike(): # -> ours, verdict
-    tests = when_told(pd.concat([result(n, "laptop")[0] for n in EXPERIMENTS.members("landscape") if n.endswith("-scale")]))
+    tests = when_told(whole_table("scale", "laptop"))
     return "; ".join(f"{t.histogram}s of {t.families}: {t.nothing:.2f} told nothing, {t.told:.2f} told" for t in tests.itertuples()) + " (from the best family to the worst; rule: shrinks in every training run)", judge(list(tests.shrinks == tests.runs))
 
 

@@ -97,19 +97,18 @@ def true_clips(preset, sounds): # -> DataFrame, one row
     return frame
 
 
-def whole_table(sounds:str="scale"): # -> DataFrame: all families that have been computed, true clips first
+def whole_table(sounds:str="scale", preset=None): # -> DataFrame: all families that have been computed, true clips first
     "Stored results of every family."
     names = [f"landscape-true-{sounds}", *(n for n in EXPERIMENTS.members("landscape") if n.endswith(f"-{sounds}"))]
-    return pd.concat([result(n)[0] for n in names], ignore_index=True)
+    return pd.concat([result(n, preset)[0] for n in names], ignore_index=True)
 
 # %% ../nbs/97_landscape.ipynb #6c5982cb
 COLUMNS = {"parameters": "{:,.0f}", "cpu_minutes": "{:.1f}", "samples_per_second": "{:,.0f}", "four_times": "{:.1f}", "nats": "{:.2f}",
            "off": "{:.0%}", "far": "{:.0f}", "pairs": "{:.0f}", "pitch": "{:.2f}", "kind": "{:.2f}", "phase": "{:.2f}", "level": "{:.2f}", "pitch_right": "{:.0%}", "kind_right": "{:.0%}"}
 
 
-def as_shown(frame, columns:dict, called=None): # rows of `whole_table`, columns and their titles, what a family is called from its name and whether it is told -> DataFrame of texts, a row for each
+def as_shown(frame, columns:dict, called): # rows of `whole_table`, columns and their titles, what a family is called from its name and whether it is told -> DataFrame of texts, a row for each
     "Means over training runs, with the lowest and the highest."
-    called = called or (lambda name, told: name + ", told" * told)
     return pd.DataFrame({called(*n): {title: over_runs(part[c], COLUMNS[c]) if c in part else "-" for c, title in columns.items()} for n, part in frame.groupby(["family", "told"], sort=False)}).T
 
 

@@ -13,6 +13,7 @@ import math
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import binom
 
 from .likelihood import judge, wilson
 from .smoothness import SEEDS, NoisyData, bank_of, compare
@@ -208,11 +209,12 @@ def claim_blind(flow, peaks): # rows of fig4 and of peakedness -> claim, ours, v
         part = peaks[(peaks.way == way) & (peaks.sigma == sigma)]
         right, cosine = named_right(flow, way, sigma), part[(part.path == "noise") & (part.position == sigma)].cosine.mean()
         home = {path: points_home(part, path).max() for path in ("bend", "frequency")}
-        bend = part[part.path == "bend"].position.abs()
+        bend = part[(part.path == "bend") & part.cosine.notna()].position.abs()
         asked, offsets = (bend == bend.iloc[0]).sum(), bend.nunique()
+        coins = 1 - (binom.cdf(range(asked), asked, 0.5) ** offsets).sum() / asked # expected share of the best of so many
         blind += [right < 0.9 or cosine < 0.5, max(home.values()) < 0.75]
         says.append(f"{way} at {sigma:g}, along noise named right {percent(right)} and cosine of the gradient with the way home {cosine:.2f}, along frequency it points home "
-                    f"from the best of {offsets} offsets for {100 * home['bend']:.0f} % (bend) and {100 * home['frequency']:.0f} % (whole) of {asked} gradients (a coin: 50 %, the best of five coins 60 %)")
+                    f"from the best of {offsets} offsets for {100 * home['bend']:.0f} % (bend) and {100 * home['frequency']:.0f} % (whole) of {asked} gradients (a coin: 50 %, the best of {offsets} coins {100 * coins:.0f} %)")
     return ("Smooth priors are blind, which is why they cannot be used for separation",
             "our FloWaveNets: " + "; ".join(says) + "; whether they separate is measured in the chapters on separation", judge(blind))
 
